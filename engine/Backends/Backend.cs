@@ -1,0 +1,97 @@
+namespace PerturbNas.Backends;
+
+/// <summary>
+/// The kernel contract in C#: memory, and one method per kernel of kernels/perturbnas_kernels.h, which documents every argument.
+/// All reals of a backend (activations, weights, statistics, gradients) have <see cref="ElementSize"/> bytes: float32, or double on
+/// the Reference backend. Kernel calls are issued in order; a kernel sees the results of those before it.
+/// </summary>
+/// <exception cref="KernelException">A kernel refused its arguments or ran out of memory; thrown by every kernel method.</exception>
+public abstract class Backend : IDisposable
+{
+    /// <summary>"cpu" or "reference".</summary>
+    public abstract string Name { get; }
+
+    /// <summary>Bytes of a real: 4 or 8.</summary>
+    public abstract int ElementSize { get; }
+
+    /// <summary>Memory of at least <paramref name="bytes"/> bytes, 64-byte aligned, zeroed.</summary>
+    public abstract nint Allocate(long bytes);
+
+    public abstract void Free(nint address);
+
+    /// <summary>Writes reals (converted to the backend's element type) at an address.</summary>
+    public abstract void Write(nint address, ReadOnlySpan<float> values);
+
+    public abstract void Write(nint address, ReadOnlySpan<double> values);
+
+    public abstract void Write(nint address, ReadOnlySpan<int> values);
+
+    /// <summary>Reads reals from an address, after all kernels issued before have finished.</summary>
+    public abstract void Read(nint address, Span<float> values);
+
+    public abstract void Read(nint address, Span<double> values);
+
+    /// <summary>Reads bytes as they are (integers, the double sums of the loss).</summary>
+    public abstract void ReadBytes(nint address, Span<byte> bytes);
+
+    public abstract void Zero(nint address, long bytes);
+
+    public abstract void Copy(nint source, nint destination, long bytes);
+
+    public abstract void DepthwisePointwiseForward(in DepthwisePointwiseArgs a);
+
+    public abstract void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a);
+
+    public abstract void PointwiseForward(in PointwiseArgs a);
+
+    public abstract void PointwiseBackward(in PointwiseArgs a);
+
+    public abstract void ConvolutionForward(in ConvolutionArgs a);
+
+    public abstract void ConvolutionBackward(in ConvolutionArgs a);
+
+    public abstract void MaxPoolForward(in PoolArgs a);
+
+    public abstract void MaxPoolBackward(in PoolArgs a);
+
+    public abstract void AvgPoolForward(in PoolArgs a);
+
+    public abstract void AvgPoolBackward(in PoolArgs a);
+
+    public abstract void BatchNormForward(in BatchNormForwardArgs a);
+
+    public abstract void BatchNormBackward(in BatchNormBackwardArgs a);
+
+    public abstract void MixedSumForward(in MixedSumArgs a);
+
+    public abstract void MixedSumBackward(in MixedSumArgs a);
+
+    public abstract void ScaledCopy(in ScaledCopyArgs a);
+
+    public abstract void GlobalAveragePoolForward(in GlobalAveragePoolArgs a);
+
+    public abstract void GlobalAveragePoolBackward(in GlobalAveragePoolArgs a);
+
+    public abstract void LinearForward(in LinearArgs a);
+
+    public abstract void LinearBackward(in LinearArgs a);
+
+    public abstract void SoftmaxCrossEntropy(in SoftmaxCrossEntropyArgs a);
+
+    public abstract void SgdStep(in SgdArgs a);
+
+    public abstract void AdamStep(in AdamArgs a);
+
+    public abstract void NoiseNormal(in NoiseArgs a);
+
+    public void Dispose()
+    {
+        Dispose(true);
+        GC.SuppressFinalize(this);
+    }
+
+    protected abstract void Dispose(bool disposing);
+}
+
+/// <summary>A kernel refused its arguments, lacks a case, or ran out of memory; the message is the kernel's own.</summary>
+public sealed class KernelException(string message) : Exception(message);

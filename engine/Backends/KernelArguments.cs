@@ -1,0 +1,133 @@
+using System.Runtime.InteropServices;
+
+namespace PerturbNas.Backends;
+
+// The argument structs of kernels/perturbnas_kernels.h, field for field. That header is the contract and documents every
+// shape, layout and rule. Addresses are the backend's own: float32 on the CPU, double on the Reference backend.
+
+[StructLayout(LayoutKind.Sequential)]
+public struct PartArgs
+{
+    public nint X, Dx;
+    public int Variants, Channels, Accumulate, Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct DepthwisePointwiseArgs
+{
+    public nint X, XNormalization, Depthwise, Pointwise, Y, Statistics, G, Coefficients, Dx, GradientSums, DDepthwise, DPointwise;
+    public int Variants, Images, Height, Width, InChannels, OutChannels, Kernel, Stride, Dilation, Accumulate;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct PointwiseArgs
+{
+    public nint Parts, Weight, Y, Statistics, G, Coefficients, DWeight;
+    public int PartCount, Relu, Images, Height, Width, OutChannels, Stride, Offset, YChannels, YOffset;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct ConvolutionArgs
+{
+    public nint X, Weight, Y, Statistics, G, Coefficients, Dx, DWeight;
+    public int Variants, Images, Height, Width, InChannels, OutChannels;
+    public int KernelH, KernelW, StrideH, StrideW, PaddingH, PaddingW, Relu, Accumulate;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct PoolArgs
+{
+    public nint X, Y, Statistics, Argmax, G, Coefficients, Dx;
+    public int Variants, Images, Height, Width, Channels, Stride, Accumulate, Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct BatchNormForwardArgs
+{
+    public nint Statistics, Gamma, Beta, RunningMean, RunningVariance, Normalization;
+    public int Variants, Images, Pixels, Channels;
+    public float Epsilon, Momentum;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct BatchNormBackwardArgs
+{
+    public nint GradientSums, Normalization, Weight, Coefficients, DGamma, DBeta;
+    public int Images, Pixels, Channels, Rows, Row, Training;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct TermArgs
+{
+    public nint Y, Normalization;
+    public int Variants, WeightIndex;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct MixedSumArgs
+{
+    public nint Terms, Weights, Out, G, GradientSums, WeightGradients;
+    public int TermCount, Variants, Images, Pixels, Channels, WeightStride;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct ScaledCopyArgs
+{
+    public nint G, Weight, Dx;
+    public long Count;
+    public int Accumulate, Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct GlobalAveragePoolArgs
+{
+    public nint Parts, Out, G;
+    public int PartCount, Images, Pixels, Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct LinearArgs
+{
+    public nint X, Weight, Bias, Out, G, Dx, DWeight, DBias;
+    public int Rows, InChannels, OutChannels, Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct SoftmaxCrossEntropyArgs
+{
+    public nint Logits, Labels, ImageLosses, ImageCorrect, LossSums, CorrectCounts, Dlogits;
+    public int Variants, Images, Classes;
+    public float Smoothing, Scale;
+    public int Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct SgdArgs
+{
+    public nint Parameters, Gradients, MomentumBuffer, Norm;
+    public long Count;
+    public float Rate, Momentum, WeightDecay, MaxNorm;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct AdamArgs
+{
+    public nint Parameters, Gradients, FirstMoment, SecondMoment;
+    public long Count, Step;
+    public float Rate, Beta1, Beta2, Epsilon, WeightDecay;
+    public int Reserved;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct NoiseArgs
+{
+    public nint Out;
+    public long Count;
+    public ulong Key, Position;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct MachineLimits
+{
+    public double Gigaflops, GigabytesPerSecond;
+}

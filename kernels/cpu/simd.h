@@ -1,0 +1,47 @@
+// Portable vectors: the compiler's vector extension in the width of the instruction set that this file is compiled for. Everything
+// here is in PN_NAMESPACE, and per-ISA files use no inline functions from elsewhere: one that the linker shared between instruction
+// sets could crash an older processor.
+#pragma once
+
+#include <stdint.h>
+
+#define PN_INLINE __attribute__((always_inline)) inline
+
+namespace pn::PN_NAMESPACE {
+
+constexpr int kLanes = PN_VECTOR_BYTES / 4;
+
+typedef float vec __attribute__((vector_size(PN_VECTOR_BYTES)));
+typedef float unaligned_vec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(PN_VECTOR_BYTES)));
+
+PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
+PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
+PN_INLINE vec splat(float x) { return vec{} + x; }
+
+// The first n (0..kLanes) lanes; the others are zero, and their memory is not touched.
+PN_INLINE vec load_partial(const float* p, int n) {
+  if (n >= kLanes) return load(p);
+  vec v{};
+  for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+PN_INLINE void store_partial(float* p, vec v, int n) {
+  if (n >= kLanes) return store(p, v);
+  for (int i = 0; i < n; i++) p[i] = v[i];
+}
+
+// n < 0 ? 0 : n, so that not-a-number passes through.
+PN_INLINE vec relu(vec v) { return v < 0.0f ? vec{} : v; }
+
+PN_INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+template <class T>
+PN_INLINE T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+PN_INLINE T max(T a, T b) {
+  return a < b ? b : a;
+}
+
+}  // namespace pn::PN_NAMESPACE

@@ -1,0 +1,178 @@
+using PerturbNas.Backends;
+using PerturbNas.Tensors;
+
+namespace PerturbNas.Autograd;
+
+/// <summary>How batch norm behaves on a tape.</summary>
+public enum BatchNormMode
+{
+    /// <summary>Statistics of the batch; running statistics are updated.</summary>
+    Training,
+
+    /// <summary>Statistics of the batch; running statistics are left alone (selection).</summary>
+    BatchStatistics,
+
+    /// <summary>Running statistics.</summary>
+    Evaluation,
+}
+
+/// <summary>What a tape computes; nothing that is not asked for is computed.</summary>
+public sealed record TapeOptions(BatchNormMode BatchNorm, bool WeightGradients = false, bool AlphaGradients = false)
+{
+    public bool AnyGradients => WeightGradients || AlphaGradients;
+}
+
+/// <summary>An operator recorded on a tape: its forward and backward computation, and the memory that each uses.</summary>
+public abstract class Operator
+{
+    /// <summary>The operator's name, the same as in kernels/.</summary>
+    public abstract string Name { get; }
+
+    public abstract void Forward(Backend backend);
+
+    /// <summary>Whether <see cref="Backward"/> has anything to do.</summary>
+    internal virtual bool NeedsBackward => false;
+
+    /// <summary>Called once, consumers before producers: asks the inputs for gradient memory.</summary>
+    internal virtual void PlanBackward(Tape tape)
+    {
+    }
+
+    public virtual void Backward(Backend backend)
+    {
+    }
+
+    /// <summary>Every block that <see cref="Forward"/> reads or writes.</summary>
+    internal abstract IEnumerable<Block?> ForwardBlocks();
+
+    /// <summary>Every block that <see cref="Backward"/> reads or writes.</summary>
+    internal virtual IEnumerable<Block?> BackwardBlocks() => [];
+}
+
+/// <summary>
+/// The autograd tape: operators are recorded once for given shapes, memory is planned from the life of every block, and then the tape
+/// is replayed for every batch, without allocating. Backward visits the operators in reverse and computes only the gradients
+/// asked for in <see cref="TapeOptions"/>.
+/// </summary>
+public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
+{
+    private const long Alignment = 64;
+    private readonly List<Operator> _operators = [];
+    private readonly List<Block> _blocks = [];
+
+    public Backend Backend => backend;
+
+    public TapeOptions Options => options;
+
+    public IReadOnlyList<Operator> Operators => _operators;
+
+    /// <summary>Bytes of arena that the plan needs: known before anything runs.</summary>
+    public long PlannedBytes { get; private set; }
+
+    /// <summary>Called after each operator with its name, phase ("forward", "backward") and position; null: no cost.</summary>
+    public Action<Operator, bool>? AfterOperator { get; set; }
+
+    internal Block Allocate(long elements) => AllocateBytes(elements * backend.ElementSize);
+
+    internal Block AllocateBytes(long bytes)
+    {
+        var block = new Block(arena, bytes);
+        _blocks.Add(block);
+        return block;
+    }
+
+    internal void Record(Operator operation) => _operators.Add(operation);
+
+    /// <summary>Closes the recording: plans the backward pass and lays the blocks out. <paramref name="inputs"/> are written before Forward.</summary>
+    public void Plan(params ReadOnlySpan<Block> inputs)
+    {
+        foreach (var input in inputs)
+            Use(input, 0);
+        var end = 2 * _operators.Count;
+        for (var i = 0; i < _operators.Count; i++)
+            foreach (var block in _operators[i].ForwardBlocks())
+                Use(block, i);
+        if (options.AnyGradients)
+        {
+            for (var i = _operators.Count - 1; i >= 0; i--)
+            {
+                if (!_operators[i].NeedsBackward)
+                    continue;
+                _operators[i].PlanBackward(this);
+                foreach (var block in _operators[i].BackwardBlocks())
+                    Use(block, end - 1 - i);
+            }
+        }
+        LayOut();
+
+        static void Use(Block? block, int time)
+        {
+            if (block is not { Planned: true })
+                return;
+            block.FirstUse = Math.Min(block.FirstUse, time);
+            block.LastUse = Math.Max(block.LastUse, time);
+        }
+    }
+
+    /// <summary>Keeps a block alive to the end, so that it can be read after the last operator.</summary>
+    internal void Keep(Block block)
+    {
+        block.LastUse = int.MaxValue;
+        block.FirstUse = 0;
+    }
+
+    public void Forward()
+    {
+        arena.Reserve(PlannedBytes);
+        foreach (var operation in _operators)
+        {
+            operation.Forward(backend);
+            AfterOperator?.Invoke(operation, false);
+        }
+    }
+
+    /// <summary>Gradients of the loss of the last <see cref="Forward"/>.</summary>
+    public void Backward()
+    {
+        for (var i = _operators.Count - 1; i >= 0; i--)
+        {
+            if (!_operators[i].NeedsBackward)
+                continue;
+            _operators[i].Backward(backend);
+            AfterOperator?.Invoke(_operators[i], true);
+        }
+    }
+
+    /// <summary>Makes sure that the arena holds this tape's plan, so that inputs can be written.</summary>
+    public void Reserve() => arena.Reserve(PlannedBytes);
+
+    /// <summary>Places blocks, those of the longest life first, each at the lowest address that is free for its whole life.</summary>
+    private void LayOut()
+    {
+        var used = _blocks.Where(block => block.LastUse >= 0).ToList();
+        used.Sort((a, b) =>
+        {
+            var byBytes = b.Bytes.CompareTo(a.Bytes);
+            return byBytes != 0 ? byBytes : a.FirstUse.CompareTo(b.FirstUse);
+        });
+        var placed = new List<Block>(used.Count); // ordered by offset
+        foreach (var block in used)
+        {
+            long offset = 0;
+            foreach (var other in placed)
+            {
+                if (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse)
+                    continue;
+                if (other.Offset >= offset + block.Bytes)
+                    break;
+                offset = Math.Max(offset, Align(other.Offset + other.Bytes));
+            }
+            block.Offset = offset;
+            var at = placed.FindIndex(other => other.Offset > offset);
+            placed.Insert(at < 0 ? placed.Count : at, block);
+            PlannedBytes = Math.Max(PlannedBytes, Align(offset + block.Bytes));
+        }
+    }
+
+    private static long Align(long bytes) => (bytes + Alignment - 1) / Alignment * Alignment;
+}

@@ -1,0 +1,97 @@
+using PerturbNas.Autograd;
+using PerturbNas.Backends;
+using PerturbNas.Operators;
+
+namespace PerturbNas.Tensors;
+
+/// <summary>
+/// An activation on a tape. A plain tensor is a finished value; gradients of its consumers add up in <see cref="Gradient"/>. A raw tensor
+/// is the output of a convolution or pool that has not been normalised: it carries a pending <see cref="Normalization"/>, has
+/// exactly one consumer, which applies it while loading, and gets a pending gradient (design: "pending affine").
+/// </summary>
+public sealed class Tensor
+{
+    internal Tensor(Tape tape, Shape shape, bool needsGradient)
+    {
+        Shape = shape;
+        NeedsGradient = needsGradient;
+        Data = tape.Allocate(shape.Count);
+    }
+
+    /// <summary>A value that is given from outside: no gradient.</summary>
+    internal Tensor(Block data, Shape shape) => (Data, Shape) = (data, shape);
+
+    public Shape Shape { get; }
+
+    public Block Data { get; }
+
+    /// <summary>Whether anything that this tape wants gradients for lies upstream.</summary>
+    public bool NeedsGradient { get; }
+
+    /// <summary>The output has not been finished by its producer: normalisation and gradient are pending.</summary>
+    public bool IsRaw { get; init; }
+
+    /// <summary>Gradient of a plain tensor, once a consumer has asked for it.</summary>
+    public Block? Gradient { get; private set; }
+
+    /// <summary>Per image mean and squared deviation [V, N, 2, C], written by the producer for batch statistics.</summary>
+    internal Block? Statistics { get; init; }
+
+    /// <summary>Scale, shift, inverse deviation and mean [V, 4, C]; null: none.</summary>
+    internal Block? Normalization { get; private set; }
+
+    /// <summary>The pending gradient of a raw tensor: dy = a * g + b * y + c, coefficients [3, C].</summary>
+    internal Block? PendingG { get; private set; }
+
+    internal Block? Coefficients { get; private set; }
+
+    private BatchNorm? _batchNorm;
+    private bool _batchStatistics;
+
+    internal void AttachNormalization(BatchNorm batchNorm, Block normalization, bool batchStatistics)
+    {
+        _batchNorm = batchNorm;
+        _batchStatistics = batchStatistics;
+        Normalization = normalization;
+    }
+
+    /// <summary>Where a consumer is to put its gradient, and whether it must add to what is there.</summary>
+    internal (Block Gradient, bool Accumulate) RequestGradient(Tape tape)
+    {
+        if (Gradient is not null)
+            return (Gradient, true);
+        Gradient = tape.Allocate(Shape.Count);
+        return (Gradient, false);
+    }
+
+    /// <summary>Plans the pending gradient of a raw tensor whose consumer has g as the gradient of its (normalised) value.</summary>
+    internal void PlanPendingGradient(Tape tape, Block g)
+    {
+        PendingG = g;
+        Coefficients = tape.Allocate(3L * Shape.Channels);
+    }
+
+    /// <summary>The same for a consumer that already has the gradient of the raw value itself.</summary>
+    internal void SetGradient(Block g) => PendingG = g;
+
+    /// <summary>Turns the sums that the consumer's backward pass left into the coefficients, and the affine gradients.</summary>
+    internal void RunBatchNormBackward(Backend backend, Block gradientSums, int rows, int row, nint weight)
+    {
+        var wantAffine = _batchNorm is { Gamma: not null } && _batchNorm.Gamma.Gradient != 0 && _batchNorm.WantsGradient;
+        backend.BatchNormBackward(new BatchNormBackwardArgs
+        {
+            GradientSums = gradientSums.Address,
+            Normalization = Normalization?.Address ?? 0,
+            Weight = weight,
+            Coefficients = Coefficients!.Address,
+            DGamma = wantAffine ? _batchNorm!.Gamma!.Gradient : 0,
+            DBeta = wantAffine ? _batchNorm!.Beta!.Gradient : 0,
+            Images = Shape.Images,
+            Pixels = Shape.Pixels,
+            Channels = Shape.Channels,
+            Rows = rows,
+            Row = row,
+            Training = _batchStatistics ? 1 : 0,
+        });
+    }
+}

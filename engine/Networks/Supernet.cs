@@ -58,6 +58,8 @@ public sealed class Supernet : IDisposable
         _tables = [.. Enum.GetValues<CellType>().Select(type => new MixingTable(backend, CellTopology.Edges, space.Columns(type), MaxVariants))];
     }
 
+    public Backend Backend => _backend;
+
     public SearchSpace Space { get; }
 
     public SupernetSize Size { get; }

@@ -103,6 +103,16 @@ public sealed class SearchSpace
     /// <summary>The space as JSON, as it is kept in a run's configuration.</summary>
     public string ToJson() => JsonSerializer.Serialize(new { name = Name, normal = Normal, reduction = Reduction });
 
+    /// <summary>The genotype of edge states in which every node has two edges left, each with one operation.</summary>
+    public Genotype ToGenotype(EdgeStates states)
+    {
+        return new Genotype(Cell(CellType.Normal), Cell(CellType.Reduction));
+
+        List<GenotypeEdge> Cell(CellType type) =>
+            [.. Enumerable.Range(0, CellTopology.Edges).Where(edge => states[type, edge] >= 0)
+                .Select(edge => new GenotypeEdge(Operations(type)[edge][states[type, edge]], CellTopology.SourceOf(edge)))];
+    }
+
     private static SearchSpace Uniform(string name, params string[] operations)
     {
         var table = Enumerable.Repeat<IReadOnlyList<string>>(operations, CellTopology.Edges).ToList();

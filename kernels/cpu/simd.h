@@ -1,9 +1,12 @@
-// Portable vectors: the compiler's vector extension in the width of the instruction set that this file is compiled for. Everything
-// here is in PN_NAMESPACE, and per-ISA files use no inline functions from elsewhere: one that the linker shared between instruction
-// sets could crash an older processor.
+// Portable vectors: the compiler's vector extension in the width of the instruction set that this file is compiled for.
+// Everything here is in PN_NAMESPACE, and per-ISA files use no inline functions from elsewhere: one that the linker
+// shared between instruction sets could crash an older processor.
 #pragma once
 
 #include <stdint.h>
+#if defined(__AVX2__)
+#include <immintrin.h>  // masked loads and stores, which the vector extension lacks
+#endif
 
 #define PN_INLINE __attribute__((always_inline)) inline
 
@@ -14,21 +17,39 @@ constexpr int kLanes = PN_VECTOR_BYTES / 4;
 typedef float vec __attribute__((vector_size(PN_VECTOR_BYTES)));
 typedef float unaligned_vec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(PN_VECTOR_BYTES)));
+typedef int32_t unaligned_ivec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 
 PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
 PN_INLINE vec splat(float x) { return vec{} + x; }
 
-// The first n (0..kLanes) lanes; the others are zero, and their memory is not touched.
+PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }
+PN_INLINE void store(int32_t* p, ivec v) { *reinterpret_cast<unaligned_ivec*>(p) = v; }
+
+// The first n (0..kLanes, or more: all) lanes; the others are zero, and their memory is not touched.
 PN_INLINE vec load_partial(const float* p, int n) {
   if (n >= kLanes) return load(p);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+#else
   vec v{};
-  for (int i = 0; i < n; i++) v[i] = p[i];
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) v[i] = p[i];
   return v;
+#endif
 }
 PN_INLINE void store_partial(float* p, vec v, int n) {
   if (n >= kLanes) return store(p, v);
-  for (int i = 0; i < n; i++) p[i] = v[i];
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), v);
+#else
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) p[i] = v[i];
+#endif
 }
 
 // n < 0 ? 0 : n, so that not-a-number passes through.

@@ -4,6 +4,9 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__AVX2__)
+#include <immintrin.h>  // masked loads and stores, which the vector extension lacks
+#endif
 
 #if defined(__AVX2__)
 #include <immintrin.h>  // always-inline intrinsics only, so no symbol of theirs is emitted
@@ -18,34 +21,40 @@ constexpr int kLanes = PN_VECTOR_BYTES / 4;
 typedef float vec __attribute__((vector_size(PN_VECTOR_BYTES)));
 typedef float unaligned_vec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(PN_VECTOR_BYTES)));
+typedef int32_t unaligned_ivec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 
 PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
 PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition, which turns -0 into 0
 
-// The first n (0 or more; at most kLanes count) lanes; the others are zero, and their memory is not touched.
-#if PN_VECTOR_BYTES == 64
-PN_INLINE __mmask16 first_lanes(int n) { return n >= kLanes ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
-PN_INLINE vec load_partial(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
-PN_INLINE void store_partial(float* p, vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
-#elif PN_VECTOR_BYTES == 32
-PN_INLINE __m256i first_lanes(int n) { return __m256i(ivec{0, 1, 2, 3, 4, 5, 6, 7} < n); }
-PN_INLINE vec load_partial(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-PN_INLINE void store_partial(float* p, vec v, int n) {
-  n >= kLanes ? store(p, v) : _mm256_maskstore_ps(p, first_lanes(n), v);
-}
-#else
+PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }
+PN_INLINE void store(int32_t* p, ivec v) { *reinterpret_cast<unaligned_ivec*>(p) = v; }
+
+// The first n (0..kLanes, or more: all) lanes; the others are zero, and their memory is not touched.
 PN_INLINE vec load_partial(const float* p, int n) {
   if (n >= kLanes) return load(p);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+#else
   vec v{};
-  for (int i = 0; i < n; i++) v[i] = p[i];
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) v[i] = p[i];
   return v;
+#endif
 }
 PN_INLINE void store_partial(float* p, vec v, int n) {
   if (n >= kLanes) return store(p, v);
-  for (int i = 0; i < n; i++) p[i] = v[i];
-}
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), v);
+#else
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) p[i] = v[i];
 #endif
+}
 
 // n < 0 ? 0 : n, so that not-a-number passes through.
 PN_INLINE vec relu(vec v) { return v < 0.0f ? vec{} : v; }

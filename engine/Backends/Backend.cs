@@ -93,5 +93,18 @@ public abstract class Backend : IDisposable
     protected abstract void Dispose(bool disposing);
 }
 
+/// <summary>What a kernel returned: pn_status of kernels/perturbnas_kernels.h.</summary>
+public enum KernelStatus
+{
+    Ok,
+    InvalidArgument,
+    OutOfMemory,
+    NotSupported,
+}
+
 /// <summary>A kernel refused its arguments, lacks a case, or ran out of memory; the message is the kernel's own.</summary>
-public sealed class KernelException(string message) : Exception(message);
+public sealed class KernelException(string message, KernelStatus status = KernelStatus.InvalidArgument) : Exception(message)
+{
+    /// <summary>Which of these it was.</summary>
+    public KernelStatus Status { get; } = status;
+}

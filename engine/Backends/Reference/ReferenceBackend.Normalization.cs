@@ -1,0 +1,171 @@
+namespace PerturbNas.Backends.Reference;
+
+/// <summary>Batch norm, and the mixed sum and skip connection that apply and undo it.</summary>
+public sealed unsafe partial class ReferenceBackend
+{
+    public override void BatchNormForward(in BatchNormForwardArgs a)
+    {
+        Require(a.Variants > 0 && a.Images > 0 && a.Pixels > 0 && a.Channels > 0);
+        Require(a.Normalization != 0);
+        Require((a.RunningMean == 0) == (a.RunningVariance == 0));
+        Require(a.Statistics != 0 || a.RunningMean != 0);
+        Require(a.Statistics == 0 || a.RunningMean == 0 || a.Variants == 1);
+        var channels = a.Channels;
+        var statistics = LoadOptional(a.Statistics, (long)a.Variants * a.Images * 2 * channels);
+        var gamma = LoadOptional(a.Gamma, channels);
+        var beta = LoadOptional(a.Beta, channels);
+        var runningMean = LoadOptional(a.RunningMean, channels);
+        var runningVariance = LoadOptional(a.RunningVariance, channels);
+        var normalization = new double[a.Variants * 4 * channels];
+        for (var v = 0; v < a.Variants; v++)
+            for (var c = 0; c < channels; c++)
+            {
+                double mean, variance;
+                if (statistics == null)
+                    (mean, variance) = (runningMean![c], runningVariance![c]);
+                else
+                {
+                    var count = (double)a.Images * a.Pixels;
+                    (mean, var squares) = (0, 0.0);
+                    for (var image = 0; image < a.Images; image++)
+                        mean += statistics[(v * a.Images + image) * 2 * channels + c] / a.Images;
+                    for (var image = 0; image < a.Images; image++)
+                    {
+                        var offset = (v * a.Images + image) * 2 * channels + c;
+                        var deviation = statistics[offset] - mean;
+                        squares += statistics[offset + channels] + a.Pixels * deviation * deviation;
+                    }
+                    variance = squares / count;
+                    if (runningMean != null)
+                    {
+                        runningMean[c] += a.Momentum * (mean - runningMean[c]);
+                        runningVariance![c] += a.Momentum * (squares / Math.Max(count - 1, 1) - runningVariance[c]);
+                    }
+                }
+                var inverse = 1 / Math.Sqrt(variance + a.Epsilon);
+                var scale = (gamma?[c] ?? 1) * inverse;
+                var row = v * 4 * channels + c;
+                normalization[row] = scale;
+                normalization[row + channels] = (beta?[c] ?? 0) - mean * scale;
+                normalization[row + 2 * channels] = inverse;
+                normalization[row + 3 * channels] = mean;
+            }
+        Store(a.Normalization, normalization);
+        if (statistics != null && runningMean != null)
+        {
+            Store(a.RunningMean, runningMean);
+            Store(a.RunningVariance, runningVariance!);
+        }
+    }
+
+    public override void BatchNormBackward(in BatchNormBackwardArgs a)
+    {
+        Require(a.Images > 0 && a.Pixels > 0 && a.Channels > 0);
+        var batchStatistics = a.Normalization != 0 && a.Training != 0;
+        Require(a.GradientSums != 0 || !(batchStatistics && a.Coefficients != 0) && a.DGamma == 0 && a.DBeta == 0);
+        Require(a.GradientSums == 0 || a.Row >= 1 && a.Row < a.Rows);
+        var channels = a.Channels;
+        var sums = LoadOptional(a.GradientSums, (long)a.Images * a.Rows * channels);
+        var normalization = LoadOptional(a.Normalization, 4 * channels);
+        var weight = LoadOptional(a.Weight, 1)?[0] ?? 1;
+        var count = (double)a.Images * a.Pixels;
+        var coefficients = new double[3 * channels];
+        var (dGamma, dBeta) = (new double[channels], new double[channels]);
+        for (var c = 0; c < channels; c++)
+        {
+            // Sums of the gradient of the normalised value, which is weight * g, and of its product with yhat.
+            var (sum, product) = (0.0, 0.0);
+            for (var image = 0; sums != null && image < a.Images; image++)
+            {
+                sum += weight * sums[image * a.Rows * channels + c];
+                product += weight * sums[(image * a.Rows + a.Row) * channels + c];
+            }
+            dBeta[c] = sum;
+            dGamma[c] = product;
+            coefficients[c] = weight * (normalization?[c] ?? 1);
+            if (batchStatistics)
+            {
+                var (scale, inverse, mean) = (normalization![c], normalization[2 * channels + c], normalization[3 * channels + c]);
+                coefficients[channels + c] = -scale * inverse * product / count;
+                coefficients[2 * channels + c] = scale * (inverse * mean * product - sum) / count;
+            }
+        }
+        Store(a.Coefficients, coefficients);
+        Store(a.DGamma, dGamma);
+        Store(a.DBeta, dBeta);
+    }
+
+    public override void MixedSumForward(in MixedSumArgs a)
+    {
+        CheckMixedSum(a);
+        Require(a.Out != 0);
+        var perVariant = a.Images * a.Pixels * a.Channels;
+        var weights = LoadOptional(a.Weights, (long)a.Variants * a.WeightStride);
+        var output = new double[a.Variants * perVariant];
+        foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
+        {
+            var normalized = NormalizedTerm(a, term);
+            for (var v = 0; v < a.Variants; v++)
+            {
+                var weight = weights?[v * a.WeightStride + term.WeightIndex] ?? 1;
+                var source = term.Variants == 1 ? 0 : v * perVariant;
+                for (var i = 0; i < perVariant; i++)
+                    output[v * perVariant + i] += weight * normalized[source + i];
+            }
+        }
+        Store(a.Out, output);
+    }
+
+    public override void MixedSumBackward(in MixedSumArgs a)
+    {
+        CheckMixedSum(a);
+        Require(a.Variants == 1);
+        Require(a.G != 0);
+        var g = Load(a.G, (long)a.Images * a.Pixels * a.Channels);
+        var rows = 1 + a.TermCount;
+        var sums = new double[a.Images * rows * a.Channels];
+        PutRow(sums, ImageSums(g, null, a.Images, a.Channels), a.Images, rows, 0, a.Channels);
+        for (var t = 0; t < a.TermCount; t++)
+        {
+            var term = ((TermArgs*)a.Terms)[t];
+            var normalization = LoadOptional(term.Normalization, 4 * a.Channels);
+            var standardized = Standardize(Load(term.Y, g.Length), normalization, a.Channels);
+            PutRow(sums, ImageSums(g, standardized, a.Images, a.Channels), a.Images, rows, 1 + t, a.Channels);
+            if (a.WeightGradients == 0)
+                continue;
+            var normalized = NormalizedTerm(a, term);
+            var gradient = 0.0;
+            for (var i = 0; i < g.Length; i++)
+                gradient += g[i] * normalized[i];
+            ((double*)a.WeightGradients)[term.WeightIndex] += gradient;
+        }
+        Store(a.GradientSums, sums);
+    }
+
+    public override void ScaledCopy(in ScaledCopyArgs a)
+    {
+        Require(a.Count >= 0);
+        Require(a.G != 0 && a.Dx != 0);
+        var g = Load(a.G, a.Count);
+        var weight = LoadOptional(a.Weight, 1)?[0] ?? 1;
+        Store(a.Dx, Array.ConvertAll(g, value => weight * value), a.Accumulate != 0);
+    }
+
+    private static void CheckMixedSum(in MixedSumArgs a)
+    {
+        Require(a.Variants > 0 && a.Images > 0 && a.Pixels > 0 && a.Channels > 0 && a.TermCount >= 0);
+        Require(a.TermCount == 0 || a.Terms != 0);
+        foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
+        {
+            Require(term.Y != 0);
+            Require(term.Variants == 1 || term.Variants == a.Variants);
+            Require(a.Weights == 0 && a.WeightGradients == 0 || term.WeightIndex >= 0 && term.WeightIndex < a.WeightStride);
+        }
+    }
+
+    private static double[] NormalizedTerm(in MixedSumArgs a, in TermArgs term) => Normalize(
+        Load(term.Y, (long)term.Variants * a.Images * a.Pixels * a.Channels),
+        LoadOptional(term.Normalization, term.Variants * 4 * a.Channels),
+        term.Variants,
+        a.Channels);
+}

@@ -1,0 +1,157 @@
+namespace PerturbNas.Backends.Reference;
+
+/// <summary>Pooling: maximum and average 3x3, and the global average.</summary>
+public sealed unsafe partial class ReferenceBackend
+{
+    public override void MaxPoolForward(in PoolArgs a)
+    {
+        CheckPool(a);
+        Require(a.X != 0 && a.Y != 0);
+        var channels = a.Channels;
+        var x = Load(a.X, (long)a.Variants * a.Images * a.Height * a.Width * channels);
+        var y = new double[PoolPixels(a) * channels];
+        var argmax = new byte[y.Length];
+        Array.Fill(argmax, byte.MaxValue);
+        for (var image = 0; image < a.Variants * a.Images; image++)
+            ForPoolTaps(a, image, (tap, output, source) =>
+            {
+                for (var c = 0; c < channels; c++)
+                {
+                    var i = output * channels + c;
+                    var value = x[source * channels + c];
+                    if (argmax[i] == byte.MaxValue || value > y[i] || (double.IsNaN(value) && !double.IsNaN(y[i])))
+                        (y[i], argmax[i]) = (value, (byte)tap);
+                }
+            });
+        Store(a.Y, y);
+        if (a.Argmax != 0)
+            argmax.CopyTo(new Span<byte>((void*)a.Argmax, argmax.Length));
+        if (a.Statistics != 0)
+            Store(a.Statistics, Statistics(y, a.Variants * a.Images, channels));
+    }
+
+    public override void MaxPoolBackward(in PoolArgs a)
+    {
+        CheckPoolBackward(a);
+        Require(a.Argmax != 0);
+        var channels = a.Channels;
+        var dy = RawGradient(a.G, a.Coefficients, a.Y, PoolPixels(a), channels, 0, channels);
+        var argmax = new ReadOnlySpan<byte>((void*)a.Argmax, dy.Length).ToArray();
+        var dx = new double[a.Images * a.Height * a.Width * channels];
+        for (var image = 0; image < a.Images; image++)
+            ForPoolTaps(a, image, (tap, output, source) =>
+            {
+                for (var c = 0; c < channels; c++)
+                    if (argmax[output * channels + c] == tap)
+                        dx[source * channels + c] += dy[output * channels + c];
+            });
+        Store(a.Dx, dx, a.Accumulate != 0);
+    }
+
+    public override void AvgPoolForward(in PoolArgs a)
+    {
+        CheckPool(a);
+        Require(a.X != 0 && a.Y != 0);
+        var channels = a.Channels;
+        var x = Load(a.X, (long)a.Variants * a.Images * a.Height * a.Width * channels);
+        var y = new double[PoolPixels(a) * channels];
+        var counts = PoolCounts(a);
+        for (var image = 0; image < a.Variants * a.Images; image++)
+            ForPoolTaps(a, image, (_, output, source) =>
+            {
+                for (var c = 0; c < channels; c++)
+                    y[output * channels + c] += x[source * channels + c] / counts[output];
+            });
+        Store(a.Y, y);
+        if (a.Statistics != 0)
+            Store(a.Statistics, Statistics(y, a.Variants * a.Images, channels));
+    }
+
+    public override void AvgPoolBackward(in PoolArgs a)
+    {
+        CheckPoolBackward(a);
+        var channels = a.Channels;
+        var dy = RawGradient(a.G, a.Coefficients, a.Y, PoolPixels(a), channels, 0, channels);
+        var counts = PoolCounts(a);
+        var dx = new double[a.Images * a.Height * a.Width * channels];
+        for (var image = 0; image < a.Images; image++)
+            ForPoolTaps(a, image, (_, output, source) =>
+            {
+                for (var c = 0; c < channels; c++)
+                    dx[source * channels + c] += dy[output * channels + c] / counts[output];
+            });
+        Store(a.Dx, dx, a.Accumulate != 0);
+    }
+
+    public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a)
+    {
+        var (variants, channels) = CheckGlobalAveragePool(a);
+        Require(a.Out != 0);
+        var output = new double[variants * a.Images * channels];
+        var first = 0;
+        foreach (var part in new ReadOnlySpan<PartArgs>((void*)a.Parts, a.PartCount))
+        {
+            var sums = ImageSums(
+                Load(part.X, (long)part.Variants * a.Images * a.Pixels * part.Channels), null, part.Variants * a.Images, part.Channels);
+            for (var image = 0; image < variants * a.Images; image++)
+                for (var c = 0; c < part.Channels; c++)
+                    output[image * channels + first + c] =
+                        sums[image % (part.Variants * a.Images) * part.Channels + c] / a.Pixels;
+            first += part.Channels;
+        }
+        Store(a.Out, output);
+    }
+
+    public override void GlobalAveragePoolBackward(in GlobalAveragePoolArgs a)
+    {
+        var (variants, channels) = CheckGlobalAveragePool(a);
+        Require(variants == 1);
+        Require(a.G != 0);
+        var g = Load(a.G, a.Images * channels);
+        var first = 0;
+        foreach (var part in new ReadOnlySpan<PartArgs>((void*)a.Parts, a.PartCount))
+        {
+            var dx = new double[a.Images * a.Pixels * part.Channels];
+            for (var i = 0; i < dx.Length; i++)
+                dx[i] = g[i / part.Channels / a.Pixels * channels + first + i % part.Channels] / a.Pixels;
+            Store(part.Dx, dx, part.Accumulate != 0);
+            first += part.Channels;
+        }
+    }
+
+    private static void CheckPool(in PoolArgs a)
+    {
+        Require(a.Variants > 0 && a.Images > 0 && a.Height > 0 && a.Width > 0 && a.Channels > 0);
+        Require(a.Stride is 1 or 2);
+    }
+
+    private static void CheckPoolBackward(in PoolArgs a)
+    {
+        CheckPool(a);
+        Require(a.Variants == 1);
+        Require(a.G != 0 && a.Dx != 0);
+        Require(a.Coefficients == 0 || a.Y != 0);
+    }
+
+    private static int PoolPixels(in PoolArgs a) =>
+        a.Variants * a.Images * OutputExtent(a.Height, 3, a.Stride, 1) * OutputExtent(a.Width, 3, a.Stride, 1);
+
+    /// <summary>How many input pixels the window of each output pixel has.</summary>
+    private static int[] PoolCounts(in PoolArgs a)
+    {
+        var counts = new int[PoolPixels(a)];
+        for (var image = 0; image < a.Variants * a.Images; image++)
+            ForPoolTaps(a, image, (_, output, _) => counts[output]++);
+        return counts;
+    }
+
+    private static void ForPoolTaps(in PoolArgs a, int image, Action<int, int, int> visit) =>
+        ForTaps(image, (a.Height, a.Width), (3, 3), (a.Stride, a.Stride), (1, 1), 1, visit);
+
+    private static (int Variants, int Channels) CheckGlobalAveragePool(in GlobalAveragePoolArgs a)
+    {
+        Require(a.Images > 0 && a.Pixels > 0);
+        Require(a.Parts != 0 && a.PartCount is >= 1 and <= 8);
+        return CheckParts(a.Parts, a.PartCount);
+    }
+}

@@ -1,0 +1,55 @@
+using System.Collections.Concurrent;
+using PerturbNas.Backends;
+using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Reference;
+
+// Kernels bring their own threads and timings share one machine: tests run one after another.
+[assembly: CollectionBehavior(DisableTestParallelization = true)]
+
+namespace PerturbNas.Tests.Kernels;
+
+/// <summary>The backends under test, made once: the oracle, and the CPU with every instruction set that this machine has.</summary>
+internal static class TestBackends
+{
+    private static readonly ConcurrentDictionary<(Isa, int), CpuBackend> CpuBackends = [];
+    private static readonly ConcurrentDictionary<(string, KernelPass), Dictionary<string, double[]>> Expectations = [];
+
+    public static ReferenceBackend Reference { get; } = new();
+
+    public static IReadOnlyList<Isa> InstructionSets { get; } =
+        [.. new[] { Isa.Portable, Isa.Avx2, Isa.Avx512 }.Where(isa => TryCreate(isa) != null)];
+
+    public static CpuBackend Cpu(Isa isa, int threads) => CpuBackends.GetOrAdd((isa, threads), key => new CpuBackend(key.Item2, key.Item1));
+
+    public static KernelCase Case(string name) => KernelCases.All.Single(candidate => candidate.Name == name);
+
+    /// <summary>
+    /// What the oracle makes of a pass, rounded to float32: the forward outputs so rounded are what every backend's backward pass is given.
+    /// </summary>
+    public static Dictionary<string, double[]> Expected(KernelCase kernelCase, KernelPass pass) =>
+        Expectations.GetOrAdd((kernelCase.Name, pass), _ =>
+        {
+            using var run = new KernelRun(kernelCase, Reference);
+            run.Prepare(pass, GivenForwardOutputs(kernelCase, pass));
+            run.Call(pass);
+            return run.Outputs(pass);
+        });
+
+    public static Dictionary<string, double[]>? GivenForwardOutputs(KernelCase kernelCase, KernelPass pass) =>
+        pass == KernelPass.Forward || kernelCase.Forward == null
+            ? null
+            : Expected(kernelCase, KernelPass.Forward).ToDictionary(
+                pair => pair.Key, pair => Array.ConvertAll(pair.Value, value => (double)(float)value));
+
+    private static CpuBackend? TryCreate(Isa isa)
+    {
+        try
+        {
+            return Cpu(isa, 1);
+        }
+        catch (UserException)
+        {
+            return null;
+        }
+    }
+}

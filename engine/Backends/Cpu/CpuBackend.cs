@@ -20,6 +20,9 @@ public sealed unsafe class CpuBackend : Backend
     /// <summary>Environment variable that replaces <see cref="Isa.Best"/>: portable, avx2 or avx512.</summary>
     public const string IsaVariable = "PERTURBNAS_ISA";
 
+    /// <summary>The interface version (PN_ABI_VERSION) of the kernel library that this program works with.</summary>
+    public const int KernelAbiVersion = NativeKernels.AbiVersion;
+
     private const int Alignment = 64;
     private const long HugePage = 2 << 20;
     private const int ProtectReadWrite = 0x3, MapPrivateAnonymous = 0x22, AdviseHugePage = 14;

@@ -8,10 +8,6 @@
 #include <immintrin.h>  // masked loads and stores, which the vector extension lacks
 #endif
 
-#if defined(__AVX2__)
-#include <immintrin.h>  // always-inline intrinsics only, so no symbol of theirs is emitted
-#endif
-
 #define PN_INLINE __attribute__((always_inline)) inline
 
 namespace pn::PN_NAMESPACE {

@@ -18,10 +18,14 @@ constexpr int kLanes = PN_VECTOR_BYTES / 4;
 typedef float vec __attribute__((vector_size(PN_VECTOR_BYTES)));
 typedef float unaligned_vec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(PN_VECTOR_BYTES)));
+typedef int32_t unaligned_ivec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 
 PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
 PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition, which turns -0 into 0
+
+PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }
+PN_INLINE void store(int32_t* p, ivec v) { *reinterpret_cast<unaligned_ivec*>(p) = v; }
 
 // The first n (0 or more; at most kLanes count) lanes; the others are zero, and their memory is not touched.
 #if PN_VECTOR_BYTES == 64
@@ -38,12 +42,14 @@ PN_INLINE void store_partial(float* p, vec v, int n) {
 PN_INLINE vec load_partial(const float* p, int n) {
   if (n >= kLanes) return load(p);
   vec v{};
-  for (int i = 0; i < n; i++) v[i] = p[i];
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) v[i] = p[i];
   return v;
 }
 PN_INLINE void store_partial(float* p, vec v, int n) {
   if (n >= kLanes) return store(p, v);
-  for (int i = 0; i < n; i++) p[i] = v[i];
+  for (int i = 0; i < kLanes - 1; i++)
+    if (i < n) p[i] = v[i];
 }
 #endif
 

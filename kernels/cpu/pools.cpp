@@ -1,0 +1,367 @@
+// Pooling 3x3 with padding 1, forward and backward, of one image per task.
+//
+// Forward is separable: every input row is reduced horizontally once into a ring of three row buffers, and an output
+// row combines up to three of them. Taking the first maximum along the rows and then the first row with the largest
+// value gives the first maximum in row-major order. Backward gathers: an input pixel sums the gradients of the windows
+// that contain it (for the maximum: of those whose argmax points at it), from a ring of three rows of output gradients.
+// Rows are flat arrays of pixels * channels wherever neighbours are a constant distance apart, so that any channel
+// count fills the vectors.
+#include "cpu/context.h"
+#include "cpu/simd.h"
+
+namespace pn::PN_NAMESPACE {
+
+namespace {
+
+typedef uint8_t byte_vec __attribute__((vector_size(kLanes)));
+typedef uint8_t unaligned_byte_vec __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+PN_INLINE int out_extent(int extent, int stride) { return (extent - 1) / stride + 1; }
+
+// The part [first, first + count) of a window's three taps that lies inside the image.
+struct Taps {
+  int first, count;
+};
+PN_INLINE Taps taps_inside(int out, int extent, int stride) {
+  const int start = out * stride - 1, first = start < 0 ? 1 : 0;
+  return {first, min(3, extent - start) - first};
+}
+
+// Where v is a later candidate that beats the best so far; once not-a-number, the best stays.
+PN_INLINE ivec beats(vec v, vec best) { return ~(best >= v) & (best == best); }
+
+PN_INLINE void store_positions(uint8_t* p, ivec v, int n) {
+  const byte_vec narrow = __builtin_convertvector(v, byte_vec);
+  if (n >= kLanes)
+    *reinterpret_cast<unaligned_byte_vec*>(p) = narrow;
+  else
+    for (int i = 0; i < n; i++) p[i] = narrow[i];
+}
+
+PN_INLINE ivec load_positions(const uint8_t* p, int n) {
+  if (n >= kLanes) return __builtin_convertvector(*reinterpret_cast<const unaligned_byte_vec*>(p), ivec);
+  ivec v{};
+  for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+
+// Calls f(i, lanes) for the vectors of 0..n-1; all but the last with a constant number of lanes.
+template <class F>
+PN_INLINE void for_vectors(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
+  if (i < n) f(i, int(n - i));
+}
+
+// Reduces `count` horizontally neighbouring pixels, `channels` floats apart, to their sum, or to the maximum and its
+// column 0..2.
+template <bool Max, bool Positions, int Count>
+void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec best = load_partial(x + i, lanes);
+    ivec column = ivec{} + first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(x + i + k * channels, lanes);
+      if constexpr (Max) {
+        const ivec better = beats(v, best);
+        best = better ? v : best;
+        if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
+      } else {
+        best += v;
+      }
+    }
+    store_partial(values + i, best, lanes);
+    if constexpr (Positions) store(columns + i, column);
+  });
+}
+
+template <bool Max, bool Positions>
+void reduce_row(const pn_pool* a, const float* x, float* values, int32_t* columns) {
+  const int channels = a->channels, out_width = out_extent(a->width, a->stride);
+  for (int ox = 0, run; ox < out_width; ox += run) {
+    // With stride 1 all windows but the outer two are one flat run.
+    run = a->stride == 1 && ox == 1 && out_width > 2 ? out_width - 2 : 1;
+    const Taps taps = taps_inside(ox, a->width, a->stride);
+    const float* first = x + int64_t(ox * a->stride - 1 + taps.first) * channels;
+    const int64_t out = int64_t(ox) * channels, n = int64_t(run) * channels;
+    const auto reduce = taps.count == 3   ? reduce_columns<Max, Positions, 3>
+                        : taps.count == 2 ? reduce_columns<Max, Positions, 2>
+                                          : reduce_columns<Max, Positions, 1>;
+    reduce(first, channels, taps.first, n, values + out, columns + out);
+  }
+}
+
+// Combines the rows of reduced columns to n outputs.
+template <bool Max, bool Positions, int Count>
+void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float factor,
+                  float* y, uint8_t* argmax) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec best = load_partial(values[0] + i, lanes);
+    ivec position{};
+    if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(values[k] + i, lanes);
+      if constexpr (Max) {
+        const ivec better = beats(v, best);
+        best = better ? v : best;
+        if constexpr (Positions) position = better ? load(columns[k] + i) + 3 * (first + k) : position;
+      } else {
+        best += v;
+      }
+    }
+    if constexpr (!Max) best *= splat(factor);
+    store_partial(y + i, best, lanes);
+    if constexpr (Positions) store_positions(argmax + i, position, lanes);
+  });
+}
+
+// Adds a row of pixels to the statistics of the `before` pixels above it. The deviations are taken from the mean so far
+// (first row: the first pixel), which keeps them small: with s and q their sums, the mean moves by s / (before +
+// pixels), and the sum of squares about the new mean grows by q - s^2 / (before + pixels) (Chan et al. 1983).
+void add_statistics(const float* y, int64_t before, int pixels, int channels, float* mean, float* squares) {
+  const vec inverse = splat(1.0f / float(before + pixels));
+  for_vectors(channels, [&](int64_t c, int lanes) {
+    const vec shift = load_partial(before ? mean + c : y + c, lanes);
+    vec s0{}, s1{}, q0{}, q1{};
+    int p = 0;
+    for (; p + 2 <= pixels; p += 2) {
+      const vec d0 = load_partial(y + int64_t(p) * channels + c, lanes) - shift;
+      const vec d1 = load_partial(y + int64_t(p + 1) * channels + c, lanes) - shift;
+      s0 += d0, q0 += d0 * d0;
+      s1 += d1, q1 += d1 * d1;
+    }
+    if (p < pixels) {
+      const vec d = load_partial(y + int64_t(p) * channels + c, lanes) - shift;
+      s0 += d, q0 += d * d;
+    }
+    s0 += s1, q0 += q1;
+    const vec old = before ? load_partial(squares + c, lanes) : vec{};
+    store_partial(mean + c, shift + s0 * inverse, lanes);
+    store_partial(squares + c, old + relu(q0 - s0 * (s0 * inverse)),
+                  lanes);  // relu: rounding must not make it negative
+  });
+}
+
+// A thread's three rows of floats and of positions. Positions are stored in whole vectors, so a row has one to spare.
+struct Rows {
+  float* values;
+  int32_t* positions;
+  int64_t pitch;
+  Rows(pn_context* context, int thread, int64_t row) : pitch((row + 2 * kLanes - 1) / kLanes * kLanes) {
+    values = static_cast<float*>(context->local[thread].get(6 * pitch * 4));
+    positions = reinterpret_cast<int32_t*>(values + 3 * pitch);
+  }
+};
+
+template <bool Max, bool Positions>
+void forward_image(const pn_pool* a, int64_t image, const Rows& rows) {
+  const int channels = a->channels, out_height = out_extent(a->height, a->stride);
+  const int out_width = out_extent(a->width, a->stride);
+  const int64_t row = int64_t(a->width) * channels, out_row = int64_t(out_width) * channels;
+  const float* x = a->x + image * a->height * row;
+  float* y = a->y + image * out_height * out_row;
+  uint8_t* argmax = Positions ? a->argmax + image * out_height * out_row : nullptr;
+  int reduced = 0;  // input rows in the ring so far
+  for (int oy = 0; oy < out_height; oy++, y += out_row) {
+    const Taps taps = taps_inside(oy, a->height, a->stride);
+    const int top = oy * a->stride - 1 + taps.first;
+    const float* values[3];
+    const int32_t* columns[3];
+    for (int k = 0; k < taps.count; k++) {
+      const int64_t slot = (top + k) % 3 * rows.pitch;
+      values[k] = rows.values + slot;
+      columns[k] = rows.positions + slot;
+    }
+    for (; reduced < top + taps.count; reduced++) {
+      const int64_t slot = reduced % 3 * rows.pitch;
+      reduce_row<Max, Positions>(a, x + reduced * row, rows.values + slot, rows.positions + slot);
+    }
+    const auto combine = taps.count == 3   ? combine_rows<Max, Positions, 3>
+                         : taps.count == 2 ? combine_rows<Max, Positions, 2>
+                                           : combine_rows<Max, Positions, 1>;
+    if (Max) {
+      combine(values, columns, taps.first, out_row, 1, y, argmax);
+    } else {
+      for (int ox = 0, run; ox < out_width; ox += run) {
+        run = ox == 1 && out_width > 2 ? out_width - 2 : 1;  // all inner windows have three columns
+        const int count = taps.count * taps_inside(ox, a->width, a->stride).count;
+        combine(values, columns, taps.first, int64_t(run) * channels, 1.0f / float(count), y + int64_t(ox) * channels,
+                argmax);
+        for (int k = 0; k < taps.count; k++) values[k] += int64_t(run) * channels;
+      }
+    }
+    if (a->statistics) {
+      float* mean = a->statistics + image * 2 * channels;
+      add_statistics(y, int64_t(oy) * out_width, out_width, channels, mean, mean + channels);
+    }
+    if (Positions) argmax += out_row;
+  }
+}
+
+// One window of a gather: the gradients of its outputs, and (maximum) their positions and the one that is this input
+// pixel.
+struct Window {
+  const float* dy;
+  const int32_t* positions;
+  int32_t position;
+};
+
+template <bool Max>
+PN_INLINE void gather(const Window* windows, int count, int64_t n, bool accumulate, float* dx) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec sum = accumulate ? load_partial(dx + i, lanes) : vec{};
+    for (int k = 0; k < count; k++) {
+      const vec dy = load_partial(windows[k].dy + i, lanes);
+      if constexpr (Max)
+        sum += load(windows[k].positions + i) == windows[k].position ? dy : vec{};
+      else
+        sum += dy;
+    }
+    store_partial(dx + i, sum, lanes);
+  });
+}
+
+// dy = factor * (a g + b y + c) for n outputs; coefficients: three rows of length out_row, or null.
+void pending_gradient(const float* g, const float* y, const float* coefficients, int64_t out_row, int64_t n,
+                      float factor, float* dy) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec d = load_partial(g + i, lanes);
+    if (coefficients)
+      d = load_partial(coefficients + i, lanes) * d +
+          load_partial(coefficients + out_row + i, lanes) * load_partial(y + i, lanes) +
+          load_partial(coefficients + 2 * out_row + i, lanes);
+    store_partial(dy + i, splat(factor) * d, lanes);
+  });
+}
+
+template <bool Max>
+void backward_image(const pn_pool* a, int64_t image, const float* coefficients, const Rows& rows) {
+  const int channels = a->channels, out_height = out_extent(a->height, a->stride);
+  const int out_width = out_extent(a->width, a->stride);
+  const int64_t row = int64_t(a->width) * channels, out_row = int64_t(out_width) * channels;
+  const int64_t out_image = image * out_height * out_row;
+  float* dx = a->dx + image * a->height * row;
+  int loaded = 0;  // output rows in the ring so far
+  for (int iy = 0; iy < a->height; iy++, dx += row) {
+    int window_rows[3], window_ky[3], row_count = 0;
+    for (int ky = 2; ky >= 0; ky--) {
+      const int start = iy + 1 - ky;
+      if (start < 0 || start % a->stride != 0 || start / a->stride >= out_height) continue;
+      window_rows[row_count] = start / a->stride;
+      window_ky[row_count++] = ky;
+    }
+    for (; loaded <= window_rows[row_count - 1]; loaded++) {
+      const int64_t from = out_image + loaded * out_row, slot = loaded % 3 * rows.pitch;
+      const float* y = coefficients ? a->y + from : nullptr;
+      if (Max) {
+        pending_gradient(a->g + from, y, coefficients, out_row, out_row, 1, rows.values + slot);
+        for_vectors(out_row, [&](int64_t i, int lanes) {
+          store(rows.positions + slot + i, load_positions(a->argmax + from + i, lanes));
+        });
+      } else {
+        const int taps = taps_inside(loaded, a->height, a->stride).count;
+        for (int ox = 0, run; ox < out_width; ox += run) {
+          run = ox == 1 && out_width > 2 ? out_width - 2 : 1;
+          const int64_t at = int64_t(ox) * channels;
+          const int count = taps * taps_inside(ox, a->width, a->stride).count;
+          pending_gradient(a->g + from + at, y ? y + at : nullptr, coefficients ? coefficients + at : nullptr, out_row,
+                           int64_t(run) * channels, 1.0f / float(count), rows.values + slot + at);
+        }
+      }
+    }
+    for (int ix = 0, run; ix < a->width; ix += run) {
+      run = a->stride == 1 && ix == 1 && a->width > 2 ? a->width - 2 : 1;
+      Window windows[9];
+      int count = 0;
+      for (int r = 0; r < row_count; r++)
+        for (int kx = 2; kx >= 0; kx--) {
+          const int start = ix + 1 - kx;
+          if (start < 0 || start % a->stride != 0 || start / a->stride >= out_width) continue;
+          const int64_t at = window_rows[r] % 3 * rows.pitch + int64_t(start / a->stride) * channels;
+          windows[count++] = {rows.values + at, rows.positions + at, window_ky[r] * 3 + kx};
+        }
+      const int64_t n = int64_t(run) * channels;
+      float* to = dx + int64_t(ix) * channels;
+      if (count == 9)
+        gather<Max>(windows, 9, n, a->accumulate, to);
+      else
+        gather<Max>(windows, count, n, a->accumulate, to);
+    }
+  }
+}
+
+int32_t check(const pn_pool* a, const char* name) {
+  PN_REQUIRE(a->variants >= 1 && a->images >= 1 && a->height >= 1 && a->width >= 1 && a->channels >= 1,
+             "%s: every extent must be positive, not V %d, N %d, H %d, W %d, C %d", name, a->variants, a->images,
+             a->height, a->width, a->channels);
+  PN_REQUIRE(a->stride == 1 || a->stride == 2, "%s: stride must be 1 or 2, not %d", name, a->stride);
+  return PN_OK;
+}
+
+// Row buffers of every thread, before any output is written.
+int32_t reserve_rows(pn_context* context, const pn_pool* a, const char* name) {
+  const int64_t out_row = int64_t(out_extent(a->width, a->stride)) * a->channels;
+  for (int thread = 0; thread < context->pool.threads(); thread++)
+    if (!Rows(context, thread, out_row).values)
+      return fail(PN_OUT_OF_MEMORY, "%s: no memory for the row buffers", name);
+  return PN_OK;
+}
+
+template <bool Max>
+int32_t forward(pn_context* context, const pn_pool* a, const char* name) {
+  if (const int32_t status = check(a, name)) return status;
+  PN_REQUIRE(a->x && a->y, "%s: x or y is null", name);
+  if (const int32_t status = reserve_rows(context, a, name)) return status;
+  const int64_t out_row = int64_t(out_extent(a->width, a->stride)) * a->channels;
+  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
+    const Rows rows(context, thread, out_row);
+    if (Max && a->argmax)
+      forward_image<Max, Max>(a, image, rows);
+    else
+      forward_image<Max, false>(a, image, rows);
+  });
+  return PN_OK;
+}
+
+template <bool Max>
+int32_t backward(pn_context* context, const pn_pool* a, const char* name) {
+  if (const int32_t status = check(a, name)) return status;
+  PN_REQUIRE(a->variants == 1, "%s: takes one variant, not %d", name, a->variants);
+  PN_REQUIRE(a->g, "%s: g is null", name);
+  PN_REQUIRE(!Max || a->argmax, "%s: argmax is null", name);
+  PN_REQUIRE(!a->coefficients || a->y, "%s: y is null, but the gradient's coefficients need it", name);
+  if (!a->dx) return PN_OK;
+  if (const int32_t status = reserve_rows(context, a, name)) return status;
+  const int out_width = out_extent(a->width, a->stride);
+  const int64_t out_row = int64_t(out_width) * a->channels;
+  float* coefficients = nullptr;  // repeated along a row
+  if (a->coefficients) {
+    coefficients = static_cast<float*>(context->shared.get(3 * out_row * 4));
+    if (!coefficients) return fail(PN_OUT_OF_MEMORY, "%s: no memory for the coefficients", name);
+    for (int r = 0; r < 3; r++)
+      for (int ox = 0; ox < out_width; ox++)
+        for (int c = 0; c < a->channels; c++)
+          coefficients[r * out_row + int64_t(ox) * a->channels + c] = a->coefficients[r * a->channels + c];
+  }
+  parallel_for(context, a->images, [&](int64_t image, int thread) {
+    backward_image<Max>(a, image, coefficients, Rows(context, thread, out_row));
+  });
+  return PN_OK;
+}
+
+}  // namespace
+
+int32_t max_pool_3x3_forward(pn_context* context, const pn_pool* a) {
+  return forward<true>(context, a, "max_pool_3x3_forward");
+}
+int32_t max_pool_3x3_backward(pn_context* context, const pn_pool* a) {
+  return backward<true>(context, a, "max_pool_3x3_backward");
+}
+int32_t avg_pool_3x3_forward(pn_context* context, const pn_pool* a) {
+  return forward<false>(context, a, "avg_pool_3x3_forward");
+}
+int32_t avg_pool_3x3_backward(pn_context* context, const pn_pool* a) {
+  return backward<false>(context, a, "avg_pool_3x3_backward");
+}
+
+}  // namespace pn::PN_NAMESPACE

@@ -33,10 +33,11 @@ int32_t linear_forward(pn_context* context, const pn_linear* a) {
   pack(weight, 0, 0, a->in_channels, a->out_channels, a->weight, a->out_channels, 1);
 
   parallel_for(context, blocks(a->rows, kRowsPerTask), [&](int64_t task, int thread) {
+    Prefetch prefetch;
     float* out = local_scratch(context, thread, local);
     const int64_t begin = task * kRowsPerTask;
     const int rows = int(min<int64_t>(kRowsPerTask, a->rows - begin));
-    multiply({a->x + begin * a->in_channels, 1, rows, 0, a->in_channels, 1, 0, a->in_channels}, weight, out);
+    multiply({a->x + begin * a->in_channels, 1, rows, 0, a->in_channels, 1, 0, a->in_channels}, weight, out, prefetch);
     for (int row = 0; row < rows; row++)
       for (int c = 0; c < a->out_channels; c += kLanes)
         store_partial(a->out + (begin + row) * a->out_channels + c,
@@ -68,17 +69,19 @@ int32_t linear_backward(pn_context* context, const pn_linear* a) {
   if (a->d_weight) gradient.load_pixels(d, step, 0, a->rows);
 
   parallel_for(context, row_tasks + channel_tasks, [&](int64_t task, int thread) {
+    Prefetch prefetch;
     float* tile = local_scratch(context, thread, local);
     if (task < row_tasks) {
       const int64_t begin = task * kRowsPerTask;
       const int rows = int(min<int64_t>(kRowsPerTask, a->rows - begin));
-      multiply({a->g + begin * a->out_channels, 1, rows, 0, a->out_channels, 1, 0, a->out_channels}, transposed, tile);
+      multiply({a->g + begin * a->out_channels, 1, rows, 0, a->out_channels, 1, 0, a->out_channels}, transposed, tile,
+               prefetch);
       copy_pixels(a->dx + begin * a->in_channels, a->in_channels, tile, dx_step, a->in_channels, rows, false);
     } else {
       const int begin = int(task - row_tasks) * kChannelsPerTask;
       const int channels = min(kChannelsPerTask, a->in_channels - begin);
       memset(tile, 0, size_t(channels) * step * 4);
-      multiply_transposed({a->x + begin, 1, a->rows, 0, a->in_channels, 1, 0, channels}, d, step, tile);
+      multiply_transposed({a->x + begin, 1, a->rows, 0, a->in_channels, 1, 0, channels}, d, step, tile, prefetch);
       copy_pixels(a->d_weight + int64_t(begin) * a->out_channels, a->out_channels, tile, step, a->out_channels,
                   channels, false);
     }

@@ -137,6 +137,26 @@ PN_INLINE void with_width(int vectors, F f) {
     if (vectors == 4) return f(Width<4>{});
 }
 
+struct AllLanes {
+  static PN_INLINE vec load(const float* p) { return PN_NAMESPACE::load(p); }
+  static PN_INLINE void store(float* p, vec v) { PN_NAMESPACE::store(p, v); }
+};
+
+struct FirstLanes {
+  int count;
+  PN_INLINE vec load(const float* p) const { return load_partial(p, count); }
+  PN_INLINE void store(float* p, vec v) const { store_partial(p, v, count); }
+};
+
+// f(c, lanes) for the vectors at c = 0, kLanes, ... of `count` floats; lanes loads and stores no more than belongs to
+// them.
+template <class F>
+PN_INLINE void for_each_vector(int64_t count, F f) {
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) f(c, AllLanes{});
+  if (c < count) f(c, FirstLanes{int(count - c)});
+}
+
 // One row where rows follow one another without a gap: longer rows divide into register blocks with less waste.
 Windows collapsed(Windows w) {
   if (w.row_step == w.columns * w.pixel_step) w.columns *= w.rows, w.rows = 1;
@@ -166,7 +186,7 @@ void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, 
   }
 }
 
-void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
+void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Prefetch& prefetch) {
   const Windows w = collapsed(windows);
   const int step = padded(matrix.columns), vectors = step / kLanes;
   const int blocks = part_count(vectors, kMaxVectors);
@@ -176,6 +196,7 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
       constexpr int kVectors = decltype(constant)::value;
       const int parts = part_count(w.columns, max_rows(kVectors));
       const float* panel = matrix.data + first * kLanes * matrix.depth;
+      const int64_t lines = prefetch.lines() / (int64_t(w.rows) * parts) + 1;
 
       // One piece of the depth for all pixels.
       auto run = [&](const float* a, int segments, int length, const float* weights, bool accumulate) {
@@ -185,6 +206,7 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
             multiply_rows<kVectors>(
                 size, {a + r * w.row_step + column * w.pixel_step, w.pixel_step, segments, w.segment_step, length,
                        weights, out + (int64_t(r) * w.columns + column) * step + first * kLanes, step, accumulate});
+            prefetch.fetch(lines);
             column += size;
           }
         }
@@ -204,7 +226,7 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
   }
 }
 
-void multiply_transposed(const Windows& windows, const float* d, int step, float* sums) {
+void multiply_transposed(const Windows& windows, const float* d, int step, float* sums, Prefetch& prefetch) {
   const Windows w = collapsed(windows);
   const int vectors = step / kLanes, blocks = part_count(vectors, kMaxVectors);
   for (int block = 0, first = 0; block < blocks; block++) {
@@ -212,12 +234,14 @@ void multiply_transposed(const Windows& windows, const float* d, int step, float
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
       const int parts = part_count(w.length, max_rows(kVectors));
+      const int64_t lines = prefetch.lines() / (int64_t(w.segments) * parts) + 1;
       for (int s = 0; s < w.segments; s++) {
         for (int part = 0, row = 0; part < parts; part++) {
           const int size = part_size(w.length, parts, part);
           multiply_transposed_rows<kVectors>(
               size, {w.a + s * w.segment_step + row, w.rows, w.columns, w.row_step, w.pixel_step, d + first * kLanes,
                      step, sums + (int64_t(s) * w.length + row) * step + first * kLanes});
+          prefetch.fetch(lines);
           row += size;
         }
       }
@@ -250,62 +274,64 @@ void copy_pixels(float* dst, int64_t dst_step, const float* src, int64_t src_ste
                  bool relu) {
   int64_t count = channels;
   if (dst_step == channels && src_step == channels) count *= pixels, pixels = 1;
-  for (int64_t c = 0; c < count; c += kLanes) {
-    const int n = int(min<int64_t>(kLanes, count - c));
+  for_each_vector(count, [&](int64_t c, auto lanes) {
     for (int64_t p = 0; p < pixels; p++) {
-      const vec x = load_partial(src + p * src_step + c, n);
-      store_partial(dst + p * dst_step + c, relu ? PN_NAMESPACE::relu(x) : x, n);
+      const vec x = lanes.load(src + p * src_step + c);
+      lanes.store(dst + p * dst_step + c, relu ? PN_NAMESPACE::relu(x) : x);
     }
-  }
+  });
 }
 
 void Gradient::load_pixels(float* dst, int64_t dst_step, int64_t first, int64_t pixels) const {
-  for (int c = 0; c < channels; c += kLanes) {
-    const int n = min(kLanes, channels - c);
-    const int stored = dst_step % kLanes == 0 ? kLanes : n;
-    const float* g_pixel = g + first * step + c;
-    float* d = dst + c;
-    if (!coefficients) {
-      for (int64_t p = 0; p < pixels; p++) store_partial(d + p * dst_step, load_partial(g_pixel + p * step, n), stored);
-      continue;
-    }
-    const float* y_pixel = y + first * step + c;
-    const vec ca = load_partial(coefficients + c, n), cb = load_partial(coefficients + coefficient_step + c, n),
-              cc = load_partial(coefficients + 2 * coefficient_step + c, n);
+  if (!coefficients) return copy_pixels(dst, dst_step, g + first * step, step, channels, pixels, false);
+  for_each_vector(channels, [&](int64_t c, auto lanes) {
+    const float *g_pixel = g + first * step + c, *y_pixel = y + first * step + c;
+    const vec ca = lanes.load(coefficients + c), cb = lanes.load(coefficients + coefficient_step + c),
+              cc = lanes.load(coefficients + 2 * coefficient_step + c);
     for (int64_t p = 0; p < pixels; p++)
-      store_partial(d + p * dst_step,
-                    ca * load_partial(g_pixel + p * step, n) + (cb * load_partial(y_pixel + p * step, n) + cc), stored);
-  }
+      lanes.store(dst + p * dst_step + c,
+                  ca * lanes.load(g_pixel + p * step) + (cb * lanes.load(y_pixel + p * step) + cc));
+  });
 }
 
 void write_gradient(float* dst, const float* x, int64_t dst_step, const float* src, int64_t src_step, int channels,
                     int64_t pixels, bool accumulate) {
-  for (int c = 0; c < channels; c += kLanes) {
-    const int n = min(kLanes, channels - c);
+  for_each_vector(channels, [&](int64_t c, auto lanes) {
     for (int64_t p = 0; p < pixels; p++) {
-      vec d = load_partial(src + p * src_step + c, n);
-      if (x) d = load_partial(x + p * dst_step + c, n) > 0.0f ? d : vec{};
-      if (accumulate) d += load_partial(dst + p * dst_step + c, n);
-      store_partial(dst + p * dst_step + c, d, n);
+      vec d = lanes.load(src + p * src_step + c);
+      if (x) d = lanes.load(x + p * dst_step + c) > 0.0f ? d : vec{};
+      if (accumulate) d += lanes.load(dst + p * dst_step + c);
+      lanes.store(dst + p * dst_step + c, d);
     }
-  }
+  });
 }
 
-void ImageStatistics::add(const float* tile, int pixels) {
+void ImageOutput::write(float* y, int64_t y_step, const float* tile, int pixels) {
   const int step = padded(channels_);
+  if (!statistics_) return copy_pixels(y, y_step, tile, step, channels_, pixels, false);
   const float inverse = 1.0f / float(pixels);
   const double total = double(count_) + pixels;
   const vec of_mean = splat(float(pixels / total)), of_delta = splat(float(double(count_) * pixels / total));
-  for (int c = 0; c < step; c += kLanes) {
+  for_each_vector(channels_, [&](int64_t c, auto lanes) {
     float *shift_row = memory_ + c, *mean_row = shift_row + step, *square_row = mean_row + step;
     const float* t = tile + c;
+    float* out = y + c;
     if (count_ == 0) store(shift_row, load(t)), store(mean_row, vec{}), store(square_row, vec{});
     const vec shift = load(shift_row);
     vec sum[4] = {}, square[4] = {};
     int p = 0;
-    for (; p + 4 <= pixels; p += 4)
-      for (int i = 0; i < 4; i++) sum[i] += load(t + int64_t(p + i) * step) - shift;
-    for (; p < pixels; p++) sum[0] += load(t + int64_t(p) * step) - shift;
+    for (; p + 4 <= pixels; p += 4) {
+      for (int i = 0; i < 4; i++) {
+        const vec value = load(t + int64_t(p + i) * step);
+        lanes.store(out + (p + i) * y_step, value);
+        sum[i] += value - shift;
+      }
+    }
+    for (; p < pixels; p++) {
+      const vec value = load(t + int64_t(p) * step);
+      lanes.store(out + p * y_step, value);
+      sum[0] += value - shift;
+    }
     const vec mean = (sum[0] + sum[1] + (sum[2] + sum[3])) * inverse;
     for (p = 0; p + 4 <= pixels; p += 4) {
       for (int i = 0; i < 4; i++) {
@@ -320,11 +346,11 @@ void ImageStatistics::add(const float* tile, int pixels) {
     const vec delta = mean - load(mean_row);
     store(mean_row, load(mean_row) + delta * of_mean);
     store(square_row, load(square_row) + (square[0] + square[1] + (square[2] + square[3])) + delta * delta * of_delta);
-  }
+  });
   count_ += pixels;
 }
 
-void ImageStatistics::finish(float* out, int64_t step) const {
+void ImageOutput::finish(float* out, int64_t step) const {
   const float *shift = memory_, *mean = shift + padded(channels_), *square = mean + padded(channels_);
   for (int c = 0; c < channels_; c += kLanes) {
     store_partial(out + c, load(shift + c) + load(mean + c), channels_ - c);

@@ -5,7 +5,8 @@ public sealed unsafe partial class ReferenceBackend
 {
     public override void BatchNormForward(in BatchNormForwardArgs a)
     {
-        Require(a.Variants > 0 && a.Images > 0 && a.Pixels > 0 && a.Channels > 0);
+        Require(a.Variants > 0 && a.Channels > 0);
+        Require(a.Statistics == 0 || a.Images > 0 && a.Pixels > 0 && (a.Images > 1 || a.Pixels > 1));
         Require(a.Normalization != 0);
         Require((a.RunningMean == 0) == (a.RunningVariance == 0));
         Require(a.Statistics != 0 || a.RunningMean != 0);
@@ -39,7 +40,7 @@ public sealed unsafe partial class ReferenceBackend
                     if (runningMean != null)
                     {
                         runningMean[c] += a.Momentum * (mean - runningMean[c]);
-                        runningVariance![c] += a.Momentum * (squares / Math.Max(count - 1, 1) - runningVariance[c]);
+                        runningVariance![c] += a.Momentum * (squares / (count - 1) - runningVariance[c]);
                     }
                 }
                 var inverse = 1 / Math.Sqrt(variance + a.Epsilon);

@@ -47,23 +47,29 @@ internal sealed class CommandLineReader(params Type[] verbs)
         throw new UserException(Sentence(errors[0], arguments));
     }
 
-    // CommandLineParser passes over an option at the end that lacks its value, and over arguments that no option takes.
+    // CommandLineParser passes over an option at the end that lacks its value, and over arguments that no option takes. It finds
+    // everything else, so the walk ends at the first option that it does not know.
     private void RequireValues(string[] arguments)
     {
         var verb = verbs.FirstOrDefault(type => NameOf(type) == arguments.FirstOrDefault());
-        if (verb is null || arguments.Contains("--help"))
+        if (verb is null)
             return;
-        var options = verb.GetProperties().Select(p => (p.PropertyType, p.GetCustomAttribute<OptionAttribute>()?.LongName));
-        var takeValue = options.Where(o => o.LongName is not null && o.PropertyType != typeof(bool)).Select(o => $"--{o.LongName}").ToHashSet();
-        var free = verb.GetProperties().Count(p => p.GetCustomAttribute<ValueAttribute>() is not null);
+        var takesValue = verb.GetProperties()
+            .Where(property => property.GetCustomAttribute<OptionAttribute>() is not null)
+            .ToDictionary(p => $"--{p.GetCustomAttribute<OptionAttribute>()!.LongName}", p => p.PropertyType != typeof(bool));
+        var free = verb.GetProperties().Count(property => property.GetCustomAttribute<ValueAttribute>() is not null);
         for (var i = 1; i < arguments.Length; i++)
-            if (takeValue.Contains(arguments[i]))
-            {
-                if (++i == arguments.Length || arguments[i].StartsWith("--", StringComparison.Ordinal))
-                    throw new UserException($"{arguments[i - 1]} needs a value after it; {SeeHelp(verb)}.");
-            }
-            else if (!arguments[i].StartsWith('-') && --free < 0)
+        {
+            if (!arguments[i].StartsWith('-') && --free < 0)
                 throw new UserException($"'{NameOf(verb)}' has no use for '{arguments[i]}'; {SeeHelp(verb)}.");
+            if (!arguments[i].StartsWith('-'))
+                continue;
+            if (!takesValue.TryGetValue(arguments[i].Split('=')[0], out var value))
+                return;
+            if (value && !arguments[i].Contains('=', StringComparison.Ordinal)
+                && (++i == arguments.Length || arguments[i].StartsWith("--", StringComparison.Ordinal)))
+                throw new UserException($"{arguments[i - 1]} needs a value after it; {SeeHelp(verb)}.");
+        }
     }
 
     private string Help(ParserResult<object> result)

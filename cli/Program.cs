@@ -15,7 +15,8 @@ internal static class Program
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Stop(signal, cancellation));
         try
         {
-            options = new CommandLineReader(typeof(DevicesOptions), typeof(VersionOptions)).Read(arguments);
+            options = new CommandLineReader(typeof(SearchOptions), typeof(SelectOptions), typeof(ScoreOptions), typeof(DevicesOptions),
+                typeof(VersionOptions)).Read(arguments);
             if (options is not null)
                 Run(options, cancellation.Token);
             return Done;
@@ -43,6 +44,15 @@ internal static class Program
         cancellation.ThrowIfCancellationRequested();
         switch (options)
         {
+            case SearchOptions search:
+                SearchCommand.Run(search, cancellation);
+                break;
+            case SelectOptions select:
+                SelectCommand.Run(select, cancellation);
+                break;
+            case ScoreOptions score:
+                ScoreCommand.Run(score, cancellation);
+                break;
             case DevicesOptions devices:
                 DevicesCommand.Run(devices);
                 break;

@@ -39,21 +39,3 @@ internal sealed class ScoreOptions : Options
         RequireThreads(Threads);
     }
 }
-
-/// <summary>What `score --json` prints.</summary>
-/// <param name="Loss">Mean loss of the unmasked supernet.</param>
-/// <param name="Accuracy">Accuracy of the unmasked supernet, 0 to 1.</param>
-/// <param name="Candidates">Every masked candidate.</param>
-/// <param name="Images">Images that every candidate was scored on.</param>
-/// <param name="Seconds">Wall time of the scoring.</param>
-/// <param name="CandidateImagesPerSecond">Images times candidates, divided by the wall time.</param>
-internal sealed record ScoreReport(
-    double Loss, double Accuracy, IReadOnlyList<CandidateScore> Candidates, int Images, double Seconds, double CandidateImagesPerSecond);
-
-/// <summary>The supernet with one operation masked.</summary>
-/// <param name="Cell">"normal" or "reduction".</param>
-/// <param name="Edge">The edge's number.</param>
-/// <param name="Operation">The masked operation.</param>
-/// <param name="Loss">Mean loss.</param>
-/// <param name="Accuracy">Accuracy, 0 to 1.</param>
-internal sealed record CandidateScore(string Cell, int Edge, string Operation, double Loss, double Accuracy);

@@ -1,4 +1,5 @@
 using CommandLine;
+using PerturbNas.Spaces;
 
 namespace PerturbNas.Cli;
 
@@ -26,7 +27,7 @@ internal sealed class SearchOptions : Options
     [Option("data-dir", MetaValue = "DIR", HelpText = "Folder of the data files, or a parent of it.")]
     public string? DataDir { get; set; }
 
-    [Option("epochs", Default = 50, MetaValue = "N", HelpText = "Passes over the training half.")]
+    [Option("epochs", Default = 50, MetaValue = "N", HelpText = "Passes over the training half; 0 with --init: a run to score and select from.")]
     public int Epochs { get; set; }
 
     [Option("batch", Default = 64, MetaValue = "N", HelpText = "Images per step.")]
@@ -67,11 +68,11 @@ internal sealed class SearchOptions : Options
 
     public override void Validate()
     {
-        if (!Spaces.Contains(Space) && !File.Exists(Space))
-            throw new UserException($"--space is '{Space}'; choose {string.Join(", ", Spaces)}, or name a file that exists.");
+        if (!SearchSpace.BuiltIn.Contains(Space) && !File.Exists(Space))
+            throw new UserException($"--space is '{Space}'; choose {string.Join(", ", SearchSpace.BuiltIn)}, or name a file that exists.");
         RequireChoice("--method", Method, "darts", "blank");
         RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");
-        RequireRange("--epochs", Epochs, 1);
+        RequireRange("--epochs", Epochs, 0);
         RequireRange("--batch", Batch, 1);
         RequireRange("--channels", Channels, 1);
         RequireRange("--layers", Layers, 1);
@@ -82,7 +83,4 @@ internal sealed class SearchOptions : Options
             throw new UserException($"--train-portion is {TrainPortion}; give a number between 0 and 1, 0.5 is usual.");
         if (Init is not null && !File.Exists(Init))
             throw new UserException($"--init is '{Init}', which does not exist; name a safetensors file.");
-    }
-
-    private static readonly string[] Spaces = ["s1", "s2", "s3", "s4", "s5", "darts"];
-}
+    }}

@@ -123,3 +123,10 @@ internal sealed class Terminal(Options options)
 /// <param name="Fraction">Done, 0 to 1.</param>
 /// <param name="Detail">What there is to say at this point, such as "epoch 3 of 50, loss 1.234"; may be empty.</param>
 internal readonly record struct ProgressReport(double Fraction, string Detail = "");
+
+internal static class ProgressExtensions
+{
+    /// <summary>The engine's progress as the terminal shows it.</summary>
+    public static ProgressReport ToReport(this PerturbNas.Training.Progress progress) =>
+        new((double)progress.Done / Math.Max(1, progress.Total), $"{progress.Phase}: {progress.Detail}");
+}

@@ -123,9 +123,9 @@ internal sealed class DilatedConvolution(ParameterStore store, string prefix, in
 /// <summary>ReLU - 1x7 convolution - 7x1 convolution - batch norm; the stride is (1, s) and (s, 1).</summary>
 internal sealed class FactorizedConvolution(ParameterStore store, string prefix, int channels, int stride, bool affine) : CandidateOperation
 {
-    private readonly Parameter _row = store.AddWeight(prefix + ".op.1.weight", channels, channels, 1, 7);
-    private readonly Parameter _column = store.AddWeight(prefix + ".op.2.weight", channels, channels, 7, 1);
-    private readonly BatchNormParameters _batchNorm = store.AddBatchNorm(prefix + ".op.3", channels, affine);
+    private readonly Parameter _row = store.AddWeight(prefix + ".1.weight", channels, channels, 1, 7);
+    private readonly Parameter _column = store.AddWeight(prefix + ".2.weight", channels, channels, 7, 1);
+    private readonly BatchNormParameters _batchNorm = store.AddBatchNorm(prefix + ".3", channels, affine);
 
     internal override Tensor Apply(Tape tape, Tensor x)
     {

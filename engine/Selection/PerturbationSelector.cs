@@ -95,8 +95,8 @@ public sealed class PerturbationSelector
         return replaced;
     }
 
-    /// <summary>Candidate-images that all decisions from a round on will evaluate: for progress.</summary>
-    public long RemainingCandidateImages(int round)
+    /// <summary>Candidate-images that the decisions from a round on evaluate, given what is decided: for progress.</summary>
+    public long CandidateImages(EdgeStates states, int round)
     {
         long candidates = 0;
         foreach (var type in Enum.GetValues<CellType>())
@@ -105,11 +105,12 @@ public sealed class PerturbationSelector
             {
                 if (r < OperationRounds)
                 {
-                    if (States[type, _edgeOrder[(int)type][r]] == EdgeStates.Undecided)
+                    if (states[type, _edgeOrder[(int)type][r]] == EdgeStates.Undecided)
                         candidates += _network.Space.Columns(type);
                     continue;
                 }
-                for (var left = RemainingEdges(type, _nodeOrder[(int)type][r - OperationRounds]).Count; left > 2; left--)
+                var node = _nodeOrder[(int)type][r - OperationRounds];
+                for (var left = EdgesOf(node).Count(edge => states[type, edge] != EdgeStates.Removed); left > 2; left--)
                     candidates += left;
             }
         }

@@ -12,6 +12,7 @@ public enum TensorType
     F32,
     F64,
     I64,
+    I32,
     U8,
 }
 
@@ -25,7 +26,7 @@ public sealed record SafeTensor(string Name, TensorType Type, IReadOnlyList<long
 /// <summary>
 /// A safetensors file (https://github.com/huggingface/safetensors, "Format"): 8 bytes of header length, a JSON header with each tensor's
 /// type, shape and place, then the tensors' bytes. What <see cref="Write"/> writes depends only on the contents, replaces an earlier
-/// file in one step, and carries a checksum of the data, which <see cref="Read"/> verifies; files of other programs have none and are
+/// file in one step, and carries a checksum of metadata and data, which <see cref="Read"/> verifies; files of other programs have none and are
 /// read as well.
 /// </summary>
 public sealed class SafeTensorsFile
@@ -82,6 +83,11 @@ public sealed class SafeTensorsFile
     public ReadOnlySpan<long> Int64(string name, params ReadOnlySpan<long> shape) =>
         MemoryMarshal.Cast<byte, long>(Bytes(name, TensorType.I64, shape));
 
+    /// <summary>The values of an I32 tensor, which must have the given shape.</summary>
+    /// <inheritdoc cref="Float32" path="/exception"/>
+    public ReadOnlySpan<int> Int32(string name, params ReadOnlySpan<long> shape) =>
+        MemoryMarshal.Cast<byte, int>(Bytes(name, TensorType.I32, shape));
+
     /// <summary>The values of a U8 tensor, which must have the given shape.</summary>
     /// <inheritdoc cref="Float32" path="/exception"/>
     public ReadOnlySpan<byte> UInt8(string name, params ReadOnlySpan<long> shape) => Bytes(name, TensorType.U8, shape);
@@ -101,10 +107,10 @@ public sealed class SafeTensorsFile
             .OrderByDescending(tensor => ElementSize(tensor.Type))
             .ThenBy(tensor => tensor.Name, StringComparer.Ordinal)
             .ToArray();
-        using var checksum = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        Metadata[FormatKey] = Format;
+        using var checksum = NewChecksum();
         foreach (var tensor in ordered)
             checksum.AppendData(tensor.Bytes);
-        Metadata[FormatKey] = Format;
         Metadata[ChecksumKey] = Convert.ToHexStringLower(checksum.GetHashAndReset());
         var header = Header(ordered);
         var length = new byte[8];
@@ -198,7 +204,7 @@ public sealed class SafeTensorsFile
         if (end != dataLength)
             throw Damaged(path, $"it has {dataLength - end} bytes after the last tensor");
 
-        using var checksum = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        using var checksum = file.NewChecksum();
         foreach (var entry in entries)
         {
             var bytes = GC.AllocateUninitializedArray<byte>((int)(entry.End - entry.Begin));
@@ -211,7 +217,7 @@ public sealed class SafeTensorsFile
         {
             var actual = Convert.ToHexStringLower(checksum.GetHashAndReset());
             if (actual != expected)
-                throw Damaged(path, $"its data has SHA-256 {actual} instead of {expected}");
+                throw Damaged(path, $"its contents have SHA-256 {actual} instead of {expected}");
         }
         return file;
     }
@@ -279,6 +285,16 @@ public sealed class SafeTensorsFile
         return numbers;
     }
 
+    // The checksum covers the metadata (but itself), then the tensors' bytes in the order of the file.
+    private IncrementalHash NewChecksum()
+    {
+        var checksum = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        foreach (var (key, value) in Metadata)
+            if (key != ChecksumKey)
+                checksum.AppendData(JsonSerializer.SerializeToUtf8Bytes((string[])[key, value]));
+        return checksum;
+    }
+
     private byte[] Header(IReadOnlyList<SafeTensor> ordered)
     {
         using var buffer = new MemoryStream();
@@ -337,7 +353,7 @@ public sealed class SafeTensorsFile
     private static int ElementSize(TensorType type) => type switch
     {
         TensorType.F64 or TensorType.I64 => 8,
-        TensorType.F32 => 4,
+        TensorType.F32 or TensorType.I32 => 4,
         _ => 1,
     };
 

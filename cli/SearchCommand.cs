@@ -1,0 +1,65 @@
+using PerturbNas.Backends.Cpu;
+using PerturbNas.Search;
+using PerturbNas.Spaces;
+using PerturbNas.Training;
+
+namespace PerturbNas.Cli;
+
+/// <summary>What `search --json` prints; losses are means (natural logarithm), accuracies fractions.</summary>
+internal sealed record SearchReport(string Run, string Space, string Method, int Epochs, double TrainLoss, double TrainAccuracy,
+    double ValidationLoss, double ValidationAccuracy);
+
+/// <summary>Trains a supernet, from its beginning or from where it was interrupted.</summary>
+internal static class SearchCommand
+{
+    private const int CutoutLength = 16;
+
+    public static void Run(SearchOptions options, CancellationToken cancellation)
+    {
+        using var backend = new CpuBackend(options.Threads);
+        using var run = RunDirectory.Open(options.Out);
+        var terminal = new Terminal(options);
+        using var experiment = options.Resume && RunDirectory.Exists(options.Out)
+            ? Experiment.Open(run, backend)
+            : Experiment.Create(run, Configuration(options), backend, options.Init);
+        var report = Run(experiment, terminal, cancellation);
+        if (options.Json)
+        {
+            Terminal.WriteJson(report);
+            return;
+        }
+        Console.WriteLine($"searched {report.Space} by {report.Method} for {report.Epochs} epochs");
+        if (report.Epochs > 0)
+            Console.WriteLine($"training half, last epoch:  loss {report.TrainLoss:F4}, accuracy {report.TrainAccuracy:P2}");
+        Console.WriteLine($"validation half:            loss {report.ValidationLoss:F4}, accuracy {report.ValidationAccuracy:P2}");
+        Console.WriteLine($"run folder:                 {report.Run}");
+    }
+
+    /// <summary>Trains an experiment from its last checkpoint to the end.</summary>
+    internal static SearchReport Run(Experiment experiment, Terminal terminal, CancellationToken cancellation)
+    {
+        using var search = new SupernetSearch(experiment);
+        search.Restore();
+        SearchResult result = null!;
+        terminal.Progress("search", progress => result = search.Run(p => progress.Report(p.ToReport()), cancellation));
+        return new SearchReport(experiment.Run.Path, experiment.Network.Space.Name, experiment.Configuration.Method, result.Epochs,
+            result.TrainLoss, result.TrainAccuracy, result.ValidationLoss, result.ValidationAccuracy);
+    }
+
+    private static SearchConfiguration Configuration(SearchOptions options) => new()
+    {
+        Space = SearchSpace.Load(options.Space).ToJson(),
+        Method = options.Method,
+        Data = options.Data,
+        DataDir = options.DataDir is null ? null : Path.GetFullPath(options.DataDir),
+        Epochs = options.Epochs,
+        Batch = options.Batch,
+        Channels = options.Channels,
+        Layers = options.Layers,
+        Seed = options.Seed,
+        TrainPortion = options.TrainPortion,
+        TrainLimit = options.TrainLimit,
+        ValidLimit = options.ValidLimit,
+        Cutout = options.Cutout ? CutoutLength : 0,
+    };
+}

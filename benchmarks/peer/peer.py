@@ -2,19 +2,20 @@
 
     python3 benchmarks/peer/peer.py --space s5 --work search-step --repeats 3      (Debian's python3-torch)
 
-The first line printed is a JSON object with the versions and settings seen and `initial_loss`, the loss of the initial weights
-with batch statistics (before any step; our engine's must agree; for derived-train with 0.4 times the auxiliary loss). Then every
-repeat prints {"work", "mode", "seconds", "loss", "peak_bytes"}: loss is that of the repeat's last forward pass, before its update;
-peak_bytes is the process's largest resident size so far. With --lockstep a repeat runs for each line read from
-standard input until it ends, so that a driver can alternate repeats of two programs.
+The first line printed is a JSON object with the versions and settings seen and `initial_loss`, the loss of the initial
+weights with batch statistics (before any step; our engine's must agree; for derived-train with 0.4 times the auxiliary
+loss). Then every repeat prints {"work", "mode", "seconds", "loss", "peak_bytes"}: loss is that of the repeat's last
+forward pass, before its update; peak_bytes is the process's largest resident size so far. With --lockstep a repeat runs
+for each line read from standard input until it ends, so that a driver can alternate repeats of two programs.
 
-Work: `scoring` is a forward pass without gradients; `alpha-step` a full backward pass, weight gradients included, and Adam on α;
-`weight-step` the same pass, clipping and SGD; `search-step` both; `derived-train` a training step of the derived network. All with
-batch statistics. `--mode tuned` uses channels_last; its other half is the caller's environment, which must be set before the start:
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456.
+Work: `scoring` is a forward pass without gradients; `alpha-step` a full backward pass, weight gradients included, and
+Adam on α; `weight-step` the same pass, clipping and SGD; `search-step` both; `derived-train` a training step of the
+derived network. All with batch statistics. `--mode tuned` uses channels_last; its other half is the caller's
+environment, which must be set before the start: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+MALLOC_TOP_PAD_=268435456.
 
---init names a safetensors file with every weight and α, and optionally `images` [N, 3, H, W] and `labels` [N], which then replace
-the random batch. Exit code 2 with one sentence where that file or an option does not fit.
+--init names a safetensors file with every weight and α, and optionally `images` [N, 3, H, W] and `labels` [N], which
+then replace the random batch. Exit code 2 with one sentence where that file or an option does not fit.
 
 Time on a quiet machine only: the threads of PyTorch spin, so that a busy machine slows a step many times over.
 """

@@ -1,7 +1,789 @@
+// ReLU - depthwise convolution - pointwise convolution in one pass over an image, and its gradients.
+//
+// An image is processed in tiles of a few output rows, so that everything between x and y stays in the first-level
+// cache: normalised, rectified and zero-padded input rows live in a ring; the depthwise product of a tile goes to a
+// buffer from which the pointwise product reads, and the statistics are gathered while y is written. The backward pass
+// uses the same two products: the gradient dz of the depthwise output is a pointwise product with the transposed
+// weights, and dx is a depthwise product over a ring of dz rows with the flipped kernel.
+//
+// All buffers hold planes of one vector of channels: [vectors][pixels][kLanes], so that a pixel is a constant distance
+// from the next. Channels that fill up the last vector are zero everywhere.
 #include "cpu/context.h"
 #include "cpu/simd.h"
 
+#define PN_REQUIRE_MEMORY(pointer) \
+  if (!(pointer)) return fail(PN_OUT_OF_MEMORY, "depthwise_pointwise: no memory for its tiles")
+
 namespace pn::PN_NAMESPACE {
-int32_t depthwise_pointwise_forward(pn_context*, const pn_depthwise_pointwise*) { return fail(PN_NOT_SUPPORTED, "not yet"); }
-int32_t depthwise_pointwise_backward(pn_context*, const pn_depthwise_pointwise*) { return fail(PN_NOT_SUPPORTED, "not yet"); }
+
+namespace {
+
+constexpr int L = kLanes;
+constexpr int kMaxKernel = 7;
+constexpr int kTileBytes = 8 << 10;  // of the depthwise output
+constexpr int kGroups = 32;          // partial sums of weight gradients
+
+// Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
+// numbers).
+constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
+constexpr int kRowPixels = 8;   // of a depthwise product
+constexpr int kMaxVectors = 3;  // of output channels in a pointwise product, with this number of pixels:
+constexpr int pixels_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
+constexpr int rows_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
+
+// How a number of vectors is divided for the pointwise products: the width of the next block.
+PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
+
+// Calls f with the compile-time width of every block: f(Width<V>, first vector).
+template <int V>
+struct Width {
+  static constexpr int value = V;
+};
+template <class F>
+PN_INLINE void for_blocks(int vectors, F f) {
+  for (int v = 0; v < vectors;) {
+    const int width = block_width(vectors - v);
+    if (width == 3)
+      f(Width<3>{}, v);
+    else if (width == 2)
+      f(Width<2>{}, v);
+    else
+      f(Width<1>{}, v);
+    v += width;
+  }
+}
+
+// A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): it is an
+// ordinary one on that grid. After this, dilation is 2 only with stride 1.
+struct Shape {
+  int height, width, in_channels, out_channels;
+  int step;            // grid pixel (i, j) is pixel (i * step, j * step) of x
+  int grid_h, grid_w;  // extents of the grid
+  int kernel, stride, dilation, padding;
+  int out_h, out_w;
+  int in_vectors, out_vectors;
+
+  explicit Shape(const pn_depthwise_pointwise& a)
+      : height(a.height), width(a.width), in_channels(a.in_channels), out_channels(a.out_channels) {
+    const bool dilated_stride = a.stride == 2 && a.dilation == 2;
+    step = dilated_stride ? 2 : 1;
+    grid_h = (height + step - 1) / step;
+    grid_w = (width + step - 1) / step;
+    kernel = a.kernel;
+    stride = dilated_stride ? 1 : a.stride;
+    dilation = dilated_stride ? 1 : a.dilation;
+    padding = dilation * (kernel / 2);
+    out_h = (grid_h - 1) / stride + 1;
+    out_w = (grid_w - 1) / stride + 1;
+    in_vectors = (in_channels + L - 1) / L;
+    out_vectors = (out_channels + L - 1) / L;
+  }
+  int64_t in_size() const { return int64_t(height) * width * in_channels; }
+  int64_t out_size() const { return int64_t(out_h) * out_w * out_channels; }
+  int tile_rows(int row_pixels, int vectors) const {
+    int rows = max(kTileBytes / (row_pixels * vectors * L * 4), (31 + row_pixels) / row_pixels);
+    return min(rows, out_h);
+  }
+};
+
+// Rows of padded planes, row i of the image in slot i % rows: [vectors][rows][width][kLanes].
+struct Ring {
+  float* memory;
+  int rows, width, left;  // left: padding columns before column 0
+
+  int64_t plane() const { return int64_t(rows) * width * L; }
+  int64_t floats(int vectors) const { return vectors * plane(); }
+  int64_t offset(int row) const { return int64_t(row % rows) * width * L; }
+  void clear_margins(int vectors, int columns) {
+    for (int64_t row = 0; row < int64_t(vectors) * rows; row++) {
+      float* p = memory + row * width * L;
+      for (int i = 0; i < left; i++) store(p + i * L, vec{});
+      for (int i = left + columns; i < width; i++) store(p + i * L, vec{});
+    }
+  }
+};
+
+// The kernel rows that lie inside the image: those outside contribute nothing.
+struct TapRows {
+  int64_t offsets[kMaxKernel];
+  int first, count;
+
+  TapRows(const Ring& ring, int top, int taps, int dilation, int rows) {
+    first = top < 0 ? (dilation - 1 - top) / dilation : 0;
+    int row = top + first * dilation;
+    for (count = 0; first + count < taps && row < rows; count++, row += dilation) offsets[count] = ring.offset(row);
+  }
+};
+
+// out[p] = sum over rows r and taps k of in_r[p * S + k * D] * weights_r[k] for 0 <= p < count rounded up to
+// kRowPixels.
+typedef void DepthwiseRow(const float* in, const int64_t* offsets, int rows, const float* weights, float* out,
+                          int out_step, int count);
+
+template <int K, int S, int D>
+void depthwise_row(const float* in, const int64_t* offsets, int rows, const float* weights, float* out, int out_step,
+                   int count) {
+  constexpr int P = kRowPixels, span = (P - 1) * S + (K - 1) * D + 1;
+  for (int p0 = 0; p0 < count; p0 += P) {
+    vec sum[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) sum[p] = vec{};
+    for (int r = 0; r < rows; r++) {
+      const float* row = in + offsets[r] + p0 * S * L;
+      vec w[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; k++) w[k] = load(weights + (r * K + k) * L);
+#pragma GCC unroll 32
+      for (int i = 0; i < span; i++) {
+        const vec v = load(row + i * L);
+#pragma GCC unroll 8
+        for (int k = 0; k < K; k++) {
+          const int p = i - k * D;
+          if (p >= 0 && p % S == 0 && p / S < P) sum[p / S] += v * w[k];
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) store(out + int64_t(p0 + p) * out_step * L, sum[p]);
+  }
+}
+
+// gradient[k] += sum over rows r and pixels p of in_r[p * S + k * D] * dz_r[p]; dz is zero in 0 <= p < count rounded up
+// to 4 where there is no pixel.
+typedef void DepthwiseGradient(const float* in, const int64_t* in_offsets, const float* dz, const int64_t* dz_offsets,
+                               int rows, int count, float* gradient);
+
+template <int K, int S, int D>
+void depthwise_gradient(const float* in, const int64_t* in_offsets, const float* dz, const int64_t* dz_offsets,
+                        int rows, int count, float* gradient) {
+  constexpr int P = 4, span = (P - 1) * S + (K - 1) * D + 1;
+  constexpr int sets = K == 3 ? (kManyRegisters ? 4 : 2) : K == 5 || kManyRegisters ? 2 : 1;  // covers the FMA latency
+  vec sum[K][sets];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++)
+#pragma GCC unroll 4
+    for (int s = 0; s < sets; s++) sum[k][s] = vec{};
+  for (int r = 0; r < rows; r++) {
+    const float* row = in + in_offsets[r];
+    const float* g = dz + dz_offsets[r];
+    for (int p0 = 0; p0 < count; p0 += P, row += P * S * L, g += P * L) {
+      vec d[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; p++) d[p] = load(g + p * L);
+#pragma GCC unroll 32
+      for (int i = 0; i < span; i++) {
+        const vec v = load(row + i * L);
+#pragma GCC unroll 8
+        for (int k = 0; k < K; k++) {
+          const int p = i - k * D;
+          if (p >= 0 && p % S == 0 && p / S < P) sum[k][p / S % sets] += v * d[p / S];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) {
+    vec total = sum[k][0];
+#pragma GCC unroll 4
+    for (int s = 1; s < sets; s++) total += sum[k][s];
+    store(gradient + k * L, load(gradient + k * L) + total);
+  }
+}
+
+DepthwiseRow* select_row(int taps, int stride, int dilation) {
+  if (stride == 2)
+    return taps == 3 ? depthwise_row<3, 2, 1> : taps == 5 ? depthwise_row<5, 2, 1> : depthwise_row<7, 2, 1>;
+  if (dilation == 2)
+    return taps == 3 ? depthwise_row<3, 1, 2> : taps == 5 ? depthwise_row<5, 1, 2> : depthwise_row<7, 1, 2>;
+  switch (taps) {
+    case 1:
+      return depthwise_row<1, 1, 1>;
+    case 2:
+      return depthwise_row<2, 1, 1>;
+    case 3:
+      return depthwise_row<3, 1, 1>;
+    case 4:
+      return depthwise_row<4, 1, 1>;
+    case 5:
+      return depthwise_row<5, 1, 1>;
+    default:
+      return depthwise_row<7, 1, 1>;
+  }
+}
+
+template <int S, int D>
+DepthwiseGradient* select_gradient(int kernel) {
+  return kernel == 3   ? depthwise_gradient<3, S, D>
+         : kernel == 5 ? depthwise_gradient<5, S, D>
+                       : depthwise_gradient<7, S, D>;
+}
+DepthwiseGradient* select_gradient(const Shape& s) {
+  return s.stride == 2     ? select_gradient<2, 1>(s.kernel)
+         : s.dilation == 2 ? select_gradient<1, 2>(s.kernel)
+                           : select_gradient<1, 1>(s.kernel);
+}
+
+// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums, first
+// pixel) takes it.
+template <int P, int V, class Finish>
+PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Finish finish) {
+  vec sum[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sum[p][v] = vec{};
+  for (int k0 = 0; k0 < depth; k0 += L, a += plane) {
+    const int n = min(L, depth - k0);
+    for (int k = 0; k < n; k++, w += V * L) {
+      vec b[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) b[v] = load(w + v * L);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+        const vec x = splat(a[p * L + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[p][v] += x * b[v];
+      }
+    }
+  }
+  finish(sum);
+}
+
+// For all blocks of pixels and of columns: finish(sums[P][V], first pixel, first vector). Pixels beyond the last are
+// computed with whatever the buffer holds.
+template <class Finish>
+PN_INLINE void product(const float* a, int64_t plane, int pixels, int depth, const float* w, int vectors,
+                       Finish finish) {
+  for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
+    constexpr int V = decltype(width)::value, P = pixels_of(V);
+    const float* columns = w + int64_t(v0) * depth * L;
+    int p0 = 0;
+    for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
+      product_tile<P, V>(a + p0 * L, plane, depth, columns,
+                         [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
+    if (P == 16 && p0 < pixels)
+      product_tile<8, V>(a + p0 * L, plane, depth, columns,
+                         [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
+  });
+}
+
+// gradient [blocks][in_vectors * kLanes][V * kLanes] += the product of z (transposed) and dy over pixels.
+void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t dy_plane, int pixels, int depth,
+                      int vectors, float* gradient) {
+  const int64_t rows = int64_t(round_up(depth, L));
+  for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
+    constexpr int V = decltype(width)::value, R = rows_of(V) < L ? rows_of(V) : L;
+    for (int k = 0; k < depth; k += R) {
+      float* g = gradient + v0 * rows * L + int64_t(k) * V * L;
+      const float* a = z + k / L * z_plane + k % L;
+      const float* b = dy + v0 * dy_plane;
+      vec sum[R][V];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = load(g + (r * V + v) * L);
+      for (int p = 0; p < pixels; p++, a += L, b += L) {
+        vec d[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) d[v] = load(b + v * dy_plane);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const vec x = splat(a[r]);
+#pragma GCC unroll 4
+          for (int v = 0; v < V; v++) sum[r][v] += x * d[v];
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(g + (r * V + v) * L, sum[r][v]);
+    }
+  });
+}
+
+// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one.
+void fill_row(const Shape& s, const float* x, const float* normalization, int row, const Ring& ring) {
+  const int64_t stride = int64_t(s.step) * s.in_channels;
+  x += int64_t(row) * s.step * s.width * s.in_channels;
+  for (int v = 0; v < s.in_vectors; v++) {
+    const int n = min(L, s.in_channels - v * L);
+    const float* from = x + v * L;
+    float* to = ring.memory + v * ring.plane() + ring.offset(row) + ring.left * L;
+    if (normalization) {
+      const vec scale = load_partial(normalization + v * L, n);
+      const vec shift = load_partial(normalization + s.in_channels + v * L, n);
+      for (int i = 0; i < s.grid_w; i++) store(to + i * L, relu(scale * load_partial(from + i * stride, n) + shift));
+    } else {
+      for (int i = 0; i < s.grid_w; i++) store(to + i * L, relu(load_partial(from + i * stride, n)));
+    }
+  }
+}
+
+// The depthwise output of grid rows top, top + dilation, ... for all channels.
+void depthwise(const Shape& s, const Ring& ring, DepthwiseRow* kernel, const float* weights, int oy, float* out,
+               int64_t plane) {
+  const TapRows taps(ring, oy * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+  weights += taps.first * s.kernel * L;
+  for (int v = 0; v < s.in_vectors; v++)
+    kernel(ring.memory + v * ring.plane(), taps.offsets, taps.count, weights + v * s.kernel * s.kernel * L,
+           out + v * plane, 1, s.out_w);
+}
+
+Ring input_ring(const Shape& s, int tile_rows) {
+  Ring ring{};
+  ring.rows = min(s.grid_h, (tile_rows - 1) * s.stride + s.dilation * (s.kernel - 1) + 1);
+  ring.left = s.padding;
+  ring.width =
+      max((round_up(s.out_w, kRowPixels) - 1) * s.stride + s.dilation * (s.kernel - 1) + 1, s.padding + s.grid_w);
+  return ring;
+}
+
+// Rows of the grid that tiles up to output row `end` read.
+PN_INLINE int input_end(const Shape& s, int end) {
+  return min(s.grid_h, (end - 1) * s.stride - s.padding + s.dilation * (s.kernel - 1) + 1);
+}
+
+// depthwise [K*K][C] to [vectors][K*K][kLanes].
+void pack_depthwise(const Shape& s, const float* weights, float* packed) {
+  const int taps = s.kernel * s.kernel;
+  for (int v = 0; v < s.in_vectors; v++)
+    for (int t = 0; t < taps; t++)
+      store(packed + (v * taps + t) * L,
+            load_partial(weights + int64_t(t) * s.in_channels + v * L, min(L, s.in_channels - v * L)));
+}
+
+// [rows][columns] to [blocks][rows][V * kLanes], or with `transpose` from [columns][rows].
+void pack_pointwise(const float* weights, int rows, int columns, bool transpose, float* packed) {
+  for_blocks((columns + L - 1) / L, [&](auto width, int v0) {
+    constexpr int V = decltype(width)::value;
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < V * L; i++) {
+        const int c = v0 * L + i;
+        const int64_t index = transpose ? int64_t(c) * rows + r : int64_t(r) * columns + c;
+        *packed++ = c < columns ? weights[index] : 0.0f;
+      }
+  });
+}
+
+int32_t check(const char* name, const pn_depthwise_pointwise* a) {
+  PN_REQUIRE(
+      a->variants > 0 && a->images > 0 && a->height > 0 && a->width > 0 && a->in_channels > 0 && a->out_channels > 0,
+      "%s: every extent must be positive, not V %d, N %d, H %d, W %d, Cin %d, Cout %d", name, a->variants, a->images,
+      a->height, a->width, a->in_channels, a->out_channels);
+  PN_REQUIRE(a->kernel == 3 || a->kernel == 5 || a->kernel == 7, "%s: the kernel must be 3, 5 or 7, not %d", name,
+             a->kernel);
+  PN_REQUIRE(a->stride == 1 || a->stride == 2, "%s: the stride must be 1 or 2, not %d", name, a->stride);
+  PN_REQUIRE(a->dilation == 1 || a->dilation == 2, "%s: the dilation must be 1 or 2, not %d", name, a->dilation);
+  PN_REQUIRE(a->x && a->depthwise && a->pointwise, "%s: x, depthwise and pointwise must not be null", name);
+  return PN_OK;
+}
+
+// Merges a register tile's `count` valid pixels into the statistics of the `before` pixels of the image that came
+// first. Sums are of deviations from the mean so far (at first: from the first pixel), because sums of the values
+// themselves would lose the variance where the mean is large.
+template <int P, int V>
+PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, float* mean, float* squares) {
+  const float weight = 1.0f / float(before + min(count, P));
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const vec shift = before == 0 ? sum[0][v] : load(mean + v * L);
+    vec s1 = vec{}, s2 = vec{};
+    if (count >= P) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+        const vec d = sum[p][v] - shift;
+        s1 += d;
+        s2 += d * d;
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++)
+        if (p < count) {
+          const vec d = sum[p][v] - shift;
+          s1 += d;
+          s2 += d * d;
+        }
+    }
+    const vec step = s1 * weight;
+    store(mean + v * L, shift + step);
+    store(squares + v * L, (before == 0 ? vec{} : load(squares + v * L)) + relu(s2 - s1 * step));
+  }
+}
+
+}  // namespace
+
+int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_pointwise* a) {
+  if (const int32_t status = check("depthwise_pointwise_forward", a)) return status;
+  PN_REQUIRE(a->y, "depthwise_pointwise_forward: y must not be null");
+  const Shape s(*a);
+  DepthwiseRow* kernel = select_row(s.kernel, s.stride, s.dilation);
+  const int tile_rows = s.tile_rows(s.out_w, s.in_vectors);
+  const Ring ring_shape = input_ring(s, tile_rows);
+  const int64_t ring_size = ring_shape.floats(s.in_vectors);
+  // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
+  // last pixel.
+  const int64_t plane = (int64_t(tile_rows) * s.out_w + 16) * L;
+  const int64_t tile_size = plane * s.in_vectors;
+  const int64_t statistics_row = int64_t(s.out_vectors) * L;
+  const int64_t local_size = ring_size + tile_size + 2 * statistics_row;
+
+  const int64_t depthwise_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
+  float* depthwise_weights =
+      static_cast<float*>(context->shared.get(4 * (depthwise_size + s.in_channels * statistics_row)));
+  PN_REQUIRE_MEMORY(depthwise_weights);
+  float* pointwise_weights = depthwise_weights + depthwise_size;
+  pack_depthwise(s, a->depthwise, depthwise_weights);
+  pack_pointwise(a->pointwise, s.in_channels, s.out_channels, false, pointwise_weights);
+  for (int thread = 0; thread < context->pool.threads(); thread++)
+    PN_REQUIRE_MEMORY(context->local[thread].get(4 * local_size));
+
+  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
+    Ring ring = ring_shape;
+    ring.memory = static_cast<float*>(context->local[thread].get(4 * local_size));
+    float* tile = ring.memory + ring_size;
+    float *mean = tile + tile_size, *squares = mean + statistics_row;
+    const float* x = a->x + image * s.in_size();
+    const float* normalization =
+        a->x_normalization ? a->x_normalization + image / a->images * 4 * s.in_channels : nullptr;
+    float* y = a->y + image * s.out_size();
+    ring.clear_margins(s.in_vectors, s.grid_w);
+    int filled = 0;
+    for (int oy = 0; oy < s.out_h; oy += tile_rows) {
+      const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
+      for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
+      for (int row = oy; row < end; row++)
+        depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
+      float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
+      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors,
+              [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+                const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
+                float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
+#pragma GCC unroll 16
+                for (int p = 0; p < P; p++, out += s.out_channels)
+                  if (p < count) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
+                    store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
+                  }
+                if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
+              });
+    }
+    if (a->statistics) {
+      float* statistics = a->statistics + image * 2 * s.out_channels;
+      for (int c = 0; c < s.out_channels; c += L) {
+        store_partial(statistics + c, load(mean + c), s.out_channels - c);
+        store_partial(statistics + s.out_channels + c, load(squares + c), s.out_channels - c);
+      }
+    }
+  });
+  return PN_OK;
+}
+
+namespace {
+
+// The gradient with respect to the grid as depthwise products over dz: grid coordinate u - padding with u = stride * t
+// + phase gets sum over m of dz[t - m * dilation] * weights[phase + m * stride]: one product for every phase of rows
+// and of columns.
+struct Phase {
+  int taps;   // of this phase
+  int t;      // of its first coordinate inside the grid
+  int first;  // that coordinate
+  int count;  // of such coordinates
+};
+PN_INLINE Phase phase_of(const Shape& s, int phase, int extent) {
+  const int taps = (s.kernel - phase + s.stride - 1) / s.stride;
+  const int t = (s.padding - phase + s.stride - 1) / s.stride;
+  const int first = t * s.stride + phase - s.padding;
+  return {taps, t, first, max(0, (extent - first + s.stride - 1) / s.stride)};
+}
+
+// depthwise [K*K][C] to [vectors][column phase][row phase][row taps][column taps][kLanes], taps in reverse order.
+void pack_flipped(const Shape& s, const float* weights, float* packed) {
+  for (int v = 0; v < s.in_vectors; v++)
+    for (int q = 0; q < s.stride; q++)
+      for (int r = 0; r < s.stride; r++)
+        for (int i = phase_of(s, r, 0).taps - 1; i >= 0; i--)
+          for (int j = phase_of(s, q, 0).taps - 1; j >= 0; j--, packed += L) {
+            const int tap = (r + i * s.stride) * s.kernel + q + j * s.stride;
+            store(packed, load_partial(weights + int64_t(tap) * s.in_channels + v * L, min(L, s.in_channels - v * L)));
+          }
+}
+
+// One row of dx for one vector of channels: the contribution where n > 0, and the row's sums of dx and dx * xhat.
+// normalization: [scale, shift, inverse deviation, mean][kLanes].
+template <bool kNormalized, bool kAccumulate, bool kSums>
+void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
+                const float* normalization, float* sums) {
+  const vec scale = load(normalization), shift = load(normalization + L);
+  const vec deviation = load(normalization + 2 * L), mean = load(normalization + 3 * L);
+  vec s0 = vec{}, s1 = vec{};
+  for (int i = 0; i < pixels; i++, x += stride) {
+    const vec value = load_partial(x, lanes);
+    const vec n = kNormalized ? scale * value + shift : value;
+    vec d = n > 0.0f ? load(contribution + i * L) : vec{};
+    if (dx) {
+      if (kAccumulate) d += load_partial(dx, lanes);
+      store_partial(dx, d, lanes);
+      dx += stride;
+    }
+    if (kSums) {
+      s0 += d;
+      s1 += d * (deviation * (value - mean));
+    }
+  }
+  if (kSums) {
+    store(sums, load(sums) + s0);
+    store(sums + L, load(sums + L) + s1);
+  }
+}
+typedef void FinishRow(const float*, const float*, float*, int, int, int, const float*, float*);
+
+FinishRow* select_finish(bool normalized, bool accumulate, bool sums) {
+  if (sums) return accumulate ? finish_row<true, true, true> : finish_row<true, false, true>;
+  if (normalized) return accumulate ? finish_row<true, true, false> : finish_row<true, false, false>;
+  return accumulate ? finish_row<false, true, false> : finish_row<false, false, false>;
+}
+
+// A tile of dy: rows of `row_pixels` pixels, those beyond the image's width zero.
+void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t image, int oy, int end, int row_pixels,
+                   float* tile, int64_t plane) {
+  for (int v = 0; v < s.out_vectors; v++) {
+    const int n = min(L, s.out_channels - v * L);
+    vec c[3] = {};
+    if (a.coefficients)
+      for (int i = 0; i < 3; i++) c[i] = load_partial(a.coefficients + i * s.out_channels + v * L, n);
+    for (int row = oy; row < end; row++) {
+      const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
+      const float* g = a.g + offset;
+      float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
+      if (a.coefficients) {
+        const float* y = a.y + offset;
+        for (int i = 0; i < s.out_w; i++) {
+          const int64_t pixel = int64_t(i) * s.out_channels;
+          store(out + i * L, c[0] * load_partial(g + pixel, n) + (c[1] * load_partial(y + pixel, n) + c[2]));
+        }
+      } else {
+        for (int i = 0; i < s.out_w; i++) store(out + i * L, load_partial(g + int64_t(i) * s.out_channels, n));
+      }
+      for (int i = s.out_w; i < row_pixels; i++) store(out + i * L, vec{});
+    }
+  }
+}
+
+// What a backward call computes, and the memory it needs for that.
+struct BackwardPlan {
+  Shape s;
+  bool want_dx, want_depthwise, want_pointwise;
+  int tile_rows, row_pixels;
+  int64_t plane;  // of dy and z
+  Ring x_ring, dz_ring;
+  Phase columns[2];  // of phase 0 and of the last one
+  DepthwiseRow *forward, *backward[2];
+  DepthwiseGradient* gradient;
+  FinishRow* finish;
+  int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size, local_size;
+  int64_t taps_size, matrix_size;  // gradients of one group
+
+  explicit BackwardPlan(const pn_depthwise_pointwise& a)
+      : s(a), columns{phase_of(s, 0, s.grid_w), phase_of(s, s.stride - 1, s.grid_w)} {
+    want_dx = a.dx || a.gradient_sums;
+    want_depthwise = a.d_depthwise;
+    want_pointwise = a.d_pointwise;
+    row_pixels = round_up(s.out_w, 8);
+    tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
+    plane = int64_t(tile_rows) * row_pixels * L;
+    forward = select_row(s.kernel, s.stride, s.dilation);
+    gradient = select_gradient(s);
+    finish = select_finish(a.x_normalization, a.accumulate, a.gradient_sums);
+    x_ring = input_ring(s, tile_rows);
+    dz_ring.rows = min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation);
+    dz_ring.left = 0;
+    for (int q = 0; q < s.stride; q++) {
+      const Phase& c = columns[q];
+      backward[q] = select_row(c.taps, 1, s.dilation);
+      dz_ring.left = max(dz_ring.left, (c.taps - 1) * s.dilation - c.t);
+    }
+    dz_ring.width = dz_ring.left + row_pixels;
+    for (int q = 0; q < s.stride; q++)
+      dz_ring.width = max(dz_ring.width, dz_ring.left + columns[q].t + round_up(columns[q].count, kRowPixels));
+    dy_size = plane * s.out_vectors;
+    z_size = want_pointwise ? plane * s.in_vectors : 0;
+    x_size = want_depthwise || want_pointwise ? x_ring.floats(s.in_vectors) : 0;
+    dz_size = want_depthwise || want_dx ? dz_ring.floats(s.in_vectors) : 0;
+    contribution_size = want_dx ? int64_t(s.width + 2 * kRowPixels * s.step) * L : 0;
+    sums_size = want_dx ? int64_t(s.in_vectors) * (2 + 4) * L : 0;
+    local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size;
+    taps_size = want_depthwise ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
+    matrix_size = want_pointwise ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
+  }
+};
+
+struct BackwardWeights {
+  const float *depthwise, *flipped, *transposed;
+};
+
+// Rows of dx from `row` on as far as the dz rows before `end` allow; returns the first row not done.
+int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights, int64_t image,
+            int row, int end, const Ring& dz, float* contribution, float* sums, const float* normalization) {
+  const Shape& s = plan.s;
+  for (; row < s.height; row++) {
+    const bool on_grid = row % s.step == 0;
+    const int u = row / s.step + s.padding, t = u / s.stride, r = u % s.stride;
+    if (t >= end && end < s.out_h) break;
+    const int row_taps = (s.kernel - r + s.stride - 1) / s.stride;
+    const TapRows taps(dz, t - (row_taps - 1) * s.dilation, row_taps, s.dilation, s.out_h);
+    for (int v = 0; v < s.in_vectors; v++) {
+      const float* w = weights.flipped + int64_t(v) * s.kernel * s.kernel * L;
+      for (int q = 0; q < s.stride && on_grid; q++) {
+        const Phase& c = plan.columns[q];
+        const int first_tap = r == 0 ? 0 : (s.kernel + 1) / 2;
+        plan.backward[q](dz.memory + v * dz.plane() + (dz.left + c.t - (c.taps - 1) * s.dilation) * L, taps.offsets,
+                         taps.count, w + (first_tap + taps.first) * c.taps * L, contribution + c.first * s.step * L,
+                         s.stride * s.step, c.count);
+        w += s.kernel * c.taps * L;
+      }
+      if (!on_grid)
+        for (int i = 0; i < s.width; i++) store(contribution + i * L, vec{});
+      const int64_t offset = image * s.in_size() + int64_t(row) * s.width * s.in_channels + v * L;
+      plan.finish(contribution, a.x + offset, a.dx ? a.dx + offset : nullptr, s.width, s.in_channels,
+                  min(L, s.in_channels - v * L), normalization + v * 4 * L, sums + v * 2 * L);
+    }
+  }
+  return row;
+}
+
+void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights,
+                    int64_t image, float* memory, float* d_depthwise, float* d_pointwise) {
+  const Shape& s = plan.s;
+  const int kernel_taps = s.kernel * s.kernel;
+  float* dy = memory;
+  float* z = dy + plan.dy_size;
+  Ring x = plan.x_ring, dz = plan.dz_ring;
+  x.memory = z + plan.z_size;
+  dz.memory = x.memory + plan.x_size;
+  float* contribution = dz.memory + plan.dz_size;
+  float* sums = contribution + plan.contribution_size;
+  float* normalization = sums + s.in_vectors * 2 * L;
+  if (plan.x_size) x.clear_margins(s.in_vectors, s.grid_w);
+  if (plan.dz_size) dz.clear_margins(s.in_vectors, plan.row_pixels);
+  for (int64_t i = 0; i < plan.contribution_size + plan.sums_size; i += L) store(contribution + i, vec{});
+  if (plan.want_dx && a.x_normalization)
+    for (int v = 0; v < s.in_vectors; v++)
+      for (int i = 0; i < 4; i++)
+        store(normalization + (v * 4 + i) * L,
+              load_partial(a.x_normalization + i * s.in_channels + v * L, min(L, s.in_channels - v * L)));
+
+  int filled = 0, emitted = 0;
+  for (int oy = 0; oy < s.out_h; oy += plan.tile_rows) {
+    const int end = min(oy + plan.tile_rows, s.out_h), rows = end - oy;
+    load_gradient(s, a, image, oy, end, plan.row_pixels, dy, plan.plane);
+    if (plan.dz_size)
+      for (int row = oy; row < end; row++)
+        product(dy + int64_t(row - oy) * plan.row_pixels * L, plan.plane, plan.row_pixels, s.out_channels,
+                weights.transposed, s.in_vectors,
+                [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+                  float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
+#pragma GCC unroll 16
+                  for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
+                });
+    if (plan.x_size)
+      for (const int needed = input_end(s, end); filled < needed; filled++)
+        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
+    if (plan.want_pointwise) {
+      for (int row = oy; row < end; row++)
+        depthwise(s, x, plan.forward, weights.depthwise, row, z + int64_t(row - oy) * plan.row_pixels * L, plan.plane);
+      product_gradient(z, plan.plane, dy, plan.plane, rows * plan.row_pixels, s.in_channels, s.out_vectors,
+                       d_pointwise);
+    }
+    if (plan.want_depthwise)
+      for (int k = 0; k < s.kernel; k++) {
+        int64_t x_offsets[64], dz_offsets[64];
+        for (int row = oy; row < end;) {
+          int count = 0;
+          for (; row < end && count < 64; row++) {
+            const int grid_row = row * s.stride - s.padding + k * s.dilation;
+            if (grid_row < 0 || grid_row >= s.grid_h) continue;
+            x_offsets[count] = x.offset(grid_row);
+            dz_offsets[count++] = dz.offset(row);
+          }
+          for (int v = 0; v < s.in_vectors; v++)
+            plan.gradient(x.memory + v * x.plane(), x_offsets, dz.memory + v * dz.plane() + dz.left * L, dz_offsets,
+                          count, s.out_w, d_depthwise + (v * kernel_taps + k * s.kernel) * L);
+        }
+      }
+    if (plan.want_dx) emitted = emit_dx(plan, a, weights, image, emitted, end, dz, contribution, sums, normalization);
+  }
+  if (a.gradient_sums)
+    for (int v = 0; v < s.in_vectors; v++)
+      for (int i = 0; i < 2; i++)
+        store_partial(a.gradient_sums + (image * 2 + i) * s.in_channels + v * L, load(sums + (v * 2 + i) * L),
+                      s.in_channels - v * L);
+}
+
+}  // namespace
+
+int32_t depthwise_pointwise_backward(pn_context* context, const pn_depthwise_pointwise* a) {
+  constexpr const char* name = "depthwise_pointwise_backward";
+  if (const int32_t status = check(name, a)) return status;
+  PN_REQUIRE(a->variants == 1, "%s: there must be one variant, not %d", name, a->variants);
+  PN_REQUIRE(a->g, "%s: g must not be null", name);
+  PN_REQUIRE(!a->coefficients || a->y, "%s: coefficients need y, which is null", name);
+  PN_REQUIRE(!a->gradient_sums || a->x_normalization, "%s: gradient_sums need x_normalization, which is null", name);
+  const BackwardPlan plan(*a);
+  const Shape& s = plan.s;
+  const int64_t gradient_size = plan.taps_size + plan.matrix_size;
+  if (!plan.want_dx && gradient_size == 0) return PN_OK;
+
+  const int groups = gradient_size ? min(a->images, kGroups) : a->images;
+  const int64_t kernel_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
+  const int64_t transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
+  float* depthwise_weights = static_cast<float*>(
+      context->shared.get(4 * (2 * kernel_size + transposed_size + (gradient_size ? groups * gradient_size : 0))));
+  PN_REQUIRE_MEMORY(depthwise_weights);
+  float* flipped = depthwise_weights + kernel_size;
+  float* transposed = flipped + kernel_size;
+  float* partial = transposed + transposed_size;
+  pack_depthwise(s, a->depthwise, depthwise_weights);
+  pack_flipped(s, a->depthwise, flipped);
+  pack_pointwise(a->pointwise, s.out_channels, s.in_channels, true, transposed);
+  const BackwardWeights weights{depthwise_weights, flipped, transposed};
+  for (int thread = 0; thread < context->pool.threads(); thread++)
+    PN_REQUIRE_MEMORY(context->local[thread].get(4 * plan.local_size));
+
+  parallel_for(context, groups, [&](int64_t group, int thread) {
+    float* memory = static_cast<float*>(context->local[thread].get(4 * plan.local_size));
+    float* gradient = partial + group * gradient_size;
+    for (int64_t i = 0; i < gradient_size; i += L) store(gradient + i, vec{});
+    for (int64_t image = group * a->images / groups; image < (group + 1) * a->images / groups; image++)
+      backward_image(plan, *a, weights, image, memory, gradient, gradient + plan.taps_size);
+  });
+  if (gradient_size == 0) return PN_OK;
+
+  const int kernel_taps = s.kernel * s.kernel;
+  const int64_t taps = plan.want_depthwise ? kernel_taps : 0;
+  parallel_for(context, taps + (plan.want_pointwise ? s.in_channels : 0), [&](int64_t row, int) {
+    const auto sum_groups = [&](const float* from, float* to, int n) {
+      vec sum = vec{};
+      for (int g = 0; g < groups; g++) sum += load(from + g * gradient_size);
+      store_partial(to, sum, n);
+    };
+    if (row < taps) {
+      for (int v = 0; v < s.in_vectors; v++)
+        sum_groups(partial + (v * kernel_taps + row) * L, a->d_depthwise + row * s.in_channels + v * L,
+                   s.in_channels - v * L);
+      return;
+    }
+    row -= taps;
+    for_blocks(s.out_vectors, [&](auto width, int v0) {
+      constexpr int V = decltype(width)::value;
+      for (int v = 0; v < V; v++)
+        sum_groups(partial + plan.taps_size + (int64_t(v0) * s.in_vectors * L + row * V + v) * L,
+                   a->d_pointwise + row * s.out_channels + (v0 + v) * L, s.out_channels - (v0 + v) * L);
+    });
+  });
+  return PN_OK;
+}
+
 }  // namespace pn::PN_NAMESPACE

@@ -1,4 +1,5 @@
-// Measures what this machine can do at most with this instruction set, so that every kernel time can be given as a share of it.
+// Measures what this machine can do at most with this instruction set, so that every kernel time can be given as a
+// share of it.
 #include <time.h>
 
 #include "cpu/context.h"
@@ -16,9 +17,12 @@ double seconds() {
 
 // 12 independent chains: enough to cover the FMA latency on every processor that we know.
 __attribute__((noinline)) float multiply_add(int64_t rounds) {
-  vec a0 = splat(1), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0, a11 = a0;
+  vec a0 = splat(1), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0,
+      a11 = a0;
   vec m = splat(0.999f), b = splat(0.001f);
-  asm volatile("" : "+x"(m), "+x"(b));
+  // Opaque and distinct starting values: equal chains would be computed only once.
+  asm volatile("" : "+x"(m), "+x"(b), "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5));
+  asm volatile("" : "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9), "+x"(a10), "+x"(a11));
   for (int64_t i = 0; i < rounds; i++) {
     a0 = a0 * m + b, a1 = a1 * m + b, a2 = a2 * m + b, a3 = a3 * m + b, a4 = a4 * m + b, a5 = a5 * m + b;
     a6 = a6 * m + b, a7 = a7 * m + b, a8 = a8 * m + b, a9 = a9 * m + b, a10 = a10 * m + b, a11 = a11 * m + b;

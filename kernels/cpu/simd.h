@@ -4,12 +4,12 @@
 #pragma once
 
 #include <stdint.h>
-
-#if defined(__AVX2__)
-#include <immintrin.h>  // always-inline intrinsics only, so no symbol of theirs is emitted
+#if defined(__SSE__)
+#include <immintrin.h>
 #endif
 
 #define PN_INLINE __attribute__((always_inline)) inline
+#define PN_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace pn::PN_NAMESPACE {
 
@@ -22,39 +22,62 @@ typedef int32_t unaligned_ivec __attribute__((vector_size(PN_VECTOR_BYTES), alig
 
 PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
-PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition, which turns -0 into 0
+PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition: it turns -0 into 0
 
 PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }
 PN_INLINE void store(int32_t* p, ivec v) { *reinterpret_cast<unaligned_ivec*>(p) = v; }
 
 // The first n (0 or more; at most kLanes count) lanes; the others are zero, and their memory is not touched.
-#if PN_VECTOR_BYTES == 64
-PN_INLINE __mmask16 first_lanes(int n) { return n >= kLanes ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
-PN_INLINE vec load_partial(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
-PN_INLINE void store_partial(float* p, vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
-#elif PN_VECTOR_BYTES == 32
-PN_INLINE __m256i first_lanes(int n) { return __m256i(ivec{0, 1, 2, 3, 4, 5, 6, 7} < n); }
-PN_INLINE vec load_partial(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-PN_INLINE void store_partial(float* p, vec v, int n) {
-  n >= kLanes ? store(p, v) : _mm256_maskstore_ps(p, first_lanes(n), v);
-}
-#else
 PN_INLINE vec load_partial(const float* p, int n) {
   if (n >= kLanes) return load(p);
+#if PN_VECTOR_BYTES == 64
+  return vec(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+#elif PN_VECTOR_BYTES == 32
+  const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return vec(_mm256_maskload_ps(p, __m256i(lane < n)));
+#else
   vec v{};
   for (int i = 0; i < kLanes - 1; i++)
     if (i < n) v[i] = p[i];
   return v;
+#endif
 }
 PN_INLINE void store_partial(float* p, vec v, int n) {
   if (n >= kLanes) return store(p, v);
+#if PN_VECTOR_BYTES == 64
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(v));
+#elif PN_VECTOR_BYTES == 32
+  // In halves, because masked stores are microcode on several processors.
+  __m128 part = _mm256_castps256_ps128(__m256(v));
+  if (n & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps(__m256(v), 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, part);
+#else
   for (int i = 0; i < kLanes - 1; i++)
     if (i < n) p[i] = v[i];
-}
 #endif
+}
 
-// n < 0 ? 0 : n, so that not-a-number passes through.
-PN_INLINE vec relu(vec v) { return v < 0.0f ? vec{} : v; }
+// n < 0 ? 0 : n, so that not-a-number passes through: x86's maximum gives its second operand then.
+PN_INLINE vec relu(vec v) {
+#if PN_VECTOR_BYTES == 64
+  return vec(_mm512_maskz_max_ps(__mmask16(-1), __m512{}, __m512(v)));
+#elif PN_VECTOR_BYTES == 32
+  return vec(_mm256_max_ps(__m256{}, __m256(v)));
+#elif defined(__SSE__)
+  return vec(_mm_max_ps(__m128{}, __m128(v)));
+#else
+  return v < 0.0f ? vec{} : v;
+#endif
+}
 
 PN_INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 template <class T>

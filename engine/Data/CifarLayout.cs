@@ -24,8 +24,7 @@ public sealed class CifarLayout
     public static CifarLayout Cifar10 { get; } = new()
     {
         Name = "cifar10",
-        Classes = 10,
-        LabelBytes = 1,
+        LabelClasses = [10],
         MayBeSubset = false,
         Folders = ["", "cifar-10-batches-bin", "cifar-10/cifar-10-batches-bin", "cifar-10"],
         Files =
@@ -47,8 +46,7 @@ public sealed class CifarLayout
     public static CifarLayout Cifar100 { get; } = new()
     {
         Name = "cifar100",
-        Classes = 100,
-        LabelBytes = 2,
+        LabelClasses = [20, 100],
         MayBeSubset = true,
         Folders =
         [
@@ -74,10 +72,14 @@ public sealed class CifarLayout
     /// <summary>The data set's name in commands.</summary>
     public required string Name { get; init; }
 
-    public required int Classes { get; init; }
+    /// <summary>
+    /// For every label byte before the pixels, its number of values; the last is the class (CIFAR-100: coarse, then fine).
+    /// </summary>
+    public required IReadOnlyList<int> LabelClasses { get; init; }
 
-    /// <summary>Label bytes before the pixels; the last of them is the class (CIFAR-100: coarse, then fine).</summary>
-    public required int LabelBytes { get; init; }
+    public int LabelBytes => LabelClasses.Count;
+
+    public int Classes => LabelClasses[^1];
 
     /// <summary>Whether a file may have fewer records than the official one.</summary>
     public required bool MayBeSubset { get; init; }

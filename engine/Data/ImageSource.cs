@@ -105,7 +105,8 @@ public abstract class ImageSource
         if (limit < 1)
             throw new UserException($"The limit of {limit} {what} records must be at least 1.");
         if (limit > count)
-            throw new UserException($"The limit of {limit} {what} records is more than the {count} of {Location}; ask for at most {count}.");
+            throw new UserException(
+                $"The limit of {limit} {what} records is more than the {count} of {Location}; ask for at most {count}.");
         return limit.Value;
     }
 }

@@ -5,8 +5,8 @@ namespace PerturbNas.Data;
 /// <summary>
 /// Images drawn by the program, for tests and demonstrations without files: 32x32 colour images of ten classes, every pair of five
 /// shapes (disk, square, triangle, ring, cross) and two textures (stripes, checks). Class = 2 * shape + texture, so that the shape
-/// alone tells two classes apart from eight, the texture alone five from five, and only both together all ten. Position, size,
-/// orientation of shape and texture, period, phase, colours and background are random; colours do not depend on the class, and all
+/// alone leaves two classes possible, the texture alone five, and only both together one. Position, size, orientation of shape and
+/// texture, period, phase, colours and background are random; colours do not depend on the class, and all
 /// shapes of one size have the same area, so that the mean colour carries nothing.
 /// </summary>
 public sealed class SyntheticSource(long seed = 0) : ImageSource

@@ -258,8 +258,8 @@ public sealed class SafeTensorsFile
             throw Damaged(path, $"the header's entry of tensor '{name}' is not a type, a shape and two ordered offsets");
         if (!Enum.TryParse<TensorType>(dtype.GetString(), out var type) || !Enum.IsDefined(type) || type.ToString() != dtype.GetString())
             throw new UserException(
-                $"Tensor '{name}' of '{path}' has type {dtype.GetString()}, but only {string.Join(", ", Enum.GetNames<TensorType>())} are read; "
-                + "convert it in the program that wrote it.");
+                $"Tensor '{name}' of '{path}' has type {dtype.GetString()}, but only {string.Join(", ", Enum.GetNames<TensorType>())} "
+                + "are read; convert it in the program that wrote it.");
         var bytes = ByteCount(type, shape);
         if (bytes is null || bytes != end - begin)
             throw Damaged(path, $"tensor '{name}' of type {type} and shape [{Text(shape)}] does not fill its {end - begin} bytes");
@@ -317,7 +317,8 @@ public sealed class SafeTensorsFile
     {
         var extents = shape.ToArray();
         if (extents.Any(extent => extent < 0) || ByteCount(type, extents) != bytes.Length)
-            throw new ArgumentException($"Tensor '{name}' of shape [{Text(extents)}] does not hold {bytes.Length / ElementSize(type)} values.");
+            throw new ArgumentException(
+                $"Tensor '{name}' of shape [{Text(extents)}] does not hold {bytes.Length / ElementSize(type)} values.");
         if (name == MetadataKey)
             throw new ArgumentException($"'{MetadataKey}' cannot name a tensor.");
         _tensors.Add(name, new SafeTensor(name, type, extents, bytes.ToArray()));
@@ -330,7 +331,8 @@ public sealed class SafeTensorsFile
             throw new UserException($"'{_path}' has no tensor '{name}'; {remedy}.");
         if (tensor.Type != type || !shape.SequenceEqual(tensor.Shape.ToArray()))
             throw new UserException(
-                $"Tensor '{name}' of '{_path}' is {tensor.Type} [{Text(tensor.Shape)}], but {type} [{Text(shape.ToArray())}] is needed; {remedy}.");
+                $"Tensor '{name}' of '{_path}' is {tensor.Type} [{Text(tensor.Shape)}], but {type} [{Text(shape.ToArray())}] is needed; "
+                + $"{remedy}.");
         return tensor.Bytes;
     }
 

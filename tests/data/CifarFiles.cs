@@ -12,11 +12,11 @@ internal static class CifarFiles
     /// <summary>Pixel byte of a made-up record, at its position in [3, 32, 32].</summary>
     public static byte Pixel(int record, int position) => (byte)(record * 31 + position * 5 + position / 256);
 
-    /// <summary>Writes a record at the stream's position; the coarse label, if there is one, is out of range on purpose.</summary>
-    public static void WriteRecord(Stream stream, CifarLayout layout, int record, int? label = null)
+    /// <summary>Writes a record at the stream's position.</summary>
+    public static void WriteRecord(Stream stream, CifarLayout layout, int record, int? label = null, int coarseLabel = 3)
     {
         var bytes = new byte[layout.RecordBytes];
-        bytes[0] = 255;
+        bytes[0] = (byte)coarseLabel;
         bytes[layout.LabelBytes - 1] = (byte)(label ?? Label(layout, record));
         for (var i = 0; i < CifarLayout.PixelBytes; i++)
             bytes[layout.LabelBytes + i] = Pixel(record, i);

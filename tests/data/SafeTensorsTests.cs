@@ -162,8 +162,6 @@ public sealed class SafeTensorsTests
     [Fact]
     public void A_full_disk_leaves_the_earlier_file_as_it_was()
     {
-        if (!File.Exists("/dev/full"))
-            return;
         using var folder = new TemporaryFolder();
         Example().Write(folder["a"]);
         var before = File.ReadAllBytes(folder["a"]);

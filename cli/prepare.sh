@@ -75,6 +75,8 @@ build_project() {
     install_build_tools 9>&-
     say "perturbnas: building..."
     use_writable_home
+    # Programs that run at this moment keep the files that they have open; overwriting those in place would crash them.
+    rm -f "$root"/{cli,tests}/bin/Release/net10.0/*.{dll,so}
     now=$(fingerprint)
     if ! dotnet build "$root/$1" -c Release -v quiet -nologo --disable-build-servers </dev/null >"$log" 2>&1 9>&-; then
       cat "$log" >&2

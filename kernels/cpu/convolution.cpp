@@ -51,6 +51,11 @@ int32_t check(const char* name, const pn_convolution* a, Geometry* s) {
   PN_REQUIRE(
       a->height + 2 * int64_t(a->padding_h) >= a->kernel_h && a->width + 2 * int64_t(a->padding_w) >= a->kernel_w,
       "%s: the kernel %d x %d is larger than the padded image", name, a->kernel_h, a->kernel_w);
+  constexpr int64_t kLargest = 1 << 30;
+  PN_REQUIRE(a->height + 2 * int64_t(a->padding_h) <= kLargest && a->width + 2 * int64_t(a->padding_w) <= kLargest &&
+                 double(a->kernel_h) * a->kernel_w * a->in_channels <= kLargest,
+             "%s: kernel %d x %d with padding %d x %d is too large", name, a->kernel_h, a->kernel_w, a->padding_h,
+             a->padding_w);
   s->h = {a->height, a->kernel_h, a->stride_h, a->padding_h};
   s->w = {a->width, a->kernel_w, a->stride_w, a->padding_w};
   s->in_pixels = int64_t(a->height) * a->width;

@@ -13,8 +13,8 @@ namespace pn::PN_NAMESPACE {
 
 PN_INLINE int padded(int channels) { return round_up(channels, kLanes); }
 
-// Floats in the nearest cache that the input and the result of one tile should fit in together.
-constexpr int64_t kTileFloats = 8192;
+// Floats that the input and the result of one tile take together: about what the nearest cache holds.
+constexpr int64_t kTileFloats = 12288;
 
 // Makes sure that the context's shared scratch and that of every thread hold so many floats, so that tasks cannot run
 // out of memory.

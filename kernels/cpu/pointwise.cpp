@@ -94,9 +94,10 @@ void load_tile(const pn_pointwise* a, const Geometry& s, int64_t variant, int64_
   });
 }
 
-// Pixels per tile: `floats` are needed for each.
+// Pixels per tile: `floats` are needed for each. Twice the usual tile, because long runs suit the memory, which is the
+// limit here.
 int64_t tile_pixels(const Geometry& s, int64_t floats) {
-  const int64_t largest = max<int64_t>(16, kTileFloats / floats);
+  const int64_t largest = max<int64_t>(16, 2 * kTileFloats / floats);
   const int64_t tiles = (s.out_pixels + largest - 1) / largest;
   return (s.out_pixels + tiles - 1) / tiles;
 }

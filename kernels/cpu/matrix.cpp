@@ -18,7 +18,7 @@ constexpr int kAccumulators = 12, kMaxVectors = 3;  // of 16 registers
 #else
 constexpr int kAccumulators = 8, kMaxVectors = 2;  // of 16 registers, with temporaries for lack of a fused multiply-add
 #endif
-constexpr int kMaxRows = 16;
+constexpr int kMaxRows = 12;            // the offsets of more would not fit the general registers
 constexpr int64_t kPanelFloats = 6144;  // weights that stay in the nearest cache while all pixels of a tile pass by
 
 constexpr int max_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
@@ -42,7 +42,7 @@ struct MultiplyArguments {
 template <int kRows, int kVectors>
 void multiply_block(const MultiplyArguments& m) {
   vec sum[kRows][kVectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int p = 0; p < kRows; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) sum[p][v] = m.accumulate ? load(m.out + p * m.out_step + v * kLanes) : vec{};
@@ -53,7 +53,7 @@ void multiply_block(const MultiplyArguments& m) {
       vec w[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) w[v] = load(weights + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
       for (int p = 0; p < kRows; p++) {
         const vec x = splat(a[p * m.pixel_step]);
 #pragma GCC unroll 4
@@ -61,7 +61,7 @@ void multiply_block(const MultiplyArguments& m) {
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int p = 0; p < kRows; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) store(m.out + p * m.out_step + v * kLanes, sum[p][v]);
@@ -79,7 +79,7 @@ struct TransposedArguments {
 template <int kRows, int kVectors>
 void multiply_transposed_block(const TransposedArguments& m) {
   vec sum[kRows][kVectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) sum[i][v] = load(m.sums + i * m.step + v * kLanes);
@@ -90,7 +90,7 @@ void multiply_transposed_block(const TransposedArguments& m) {
       vec d[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) d[v] = load(d_pixel + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
       for (int i = 0; i < kRows; i++) {
         const vec x = splat(a[i]);
 #pragma GCC unroll 4
@@ -98,13 +98,13 @@ void multiply_transposed_block(const TransposedArguments& m) {
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) store(m.sums + i * m.step + v * kLanes, sum[i][v]);
 }
 
-// Calls Block<rows, vectors>, for rows 1..max_rows(vectors).
+// multiply_block<rows, kVectors>, for rows 1..max_rows(kVectors).
 template <int kVectors, int kRows = max_rows(kVectors)>
 void multiply_rows(int rows, const MultiplyArguments& m) {
   if constexpr (kRows > 0) {
@@ -121,12 +121,12 @@ void multiply_transposed_rows(int rows, const TransposedArguments& m) {
   }
 }
 
-// f(integral constant of `vectors`).
 template <int kVectors>
 struct Width {
   static constexpr int value = kVectors;
 };
 
+// f(Width<vectors>), so that f knows `vectors` as a constant.
 template <class F>
 PN_INLINE void with_width(int vectors, F f) {
   if (vectors == 1) return f(Width<1>{});
@@ -166,9 +166,9 @@ Windows collapsed(Windows w) {
 }  // namespace
 
 bool reserve(pn_context* context, int64_t shared, int64_t local) {
-  if (!context->shared.get(shared * 4)) return false;
+  if (shared > 0 && !context->shared.get(shared * 4)) return false;
   for (int thread = 0; thread < context->pool.threads(); thread++)
-    if (!context->local[thread].get(local * 4)) return false;
+    if (local > 0 && !context->local[thread].get(local * 4)) return false;
   return true;
 }
 

@@ -64,7 +64,7 @@ struct Windows {
 
 // A weight matrix [depth][columns] in the order in which multiply() reads it; depth = segments * length.
 struct PackedMatrix {
-  float* data;  // 64-byte aligned, size() floats
+  float* data;  // size() floats
   int64_t depth;
   int columns;
 

@@ -186,7 +186,7 @@ void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, 
   }
 }
 
-void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Prefetch& prefetch) {
+void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
   const Windows w = collapsed(windows);
   const int step = padded(matrix.columns), vectors = step / kLanes;
   const int blocks = part_count(vectors, kMaxVectors);
@@ -196,7 +196,6 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Pr
       constexpr int kVectors = decltype(constant)::value;
       const int parts = part_count(w.columns, max_rows(kVectors));
       const float* panel = matrix.data + first * kLanes * matrix.depth;
-      const int64_t lines = prefetch.lines() / (int64_t(w.rows) * parts) + 1;
 
       // One piece of the depth for all pixels.
       auto run = [&](const float* a, int segments, int length, const float* weights, bool accumulate) {
@@ -206,7 +205,6 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Pr
             multiply_rows<kVectors>(
                 size, {a + r * w.row_step + column * w.pixel_step, w.pixel_step, segments, w.segment_step, length,
                        weights, out + (int64_t(r) * w.columns + column) * step + first * kLanes, step, accumulate});
-            prefetch.fetch(lines);
             column += size;
           }
         }
@@ -226,7 +224,7 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Pr
   }
 }
 
-void multiply_transposed(const Windows& windows, const float* d, int step, float* sums, Prefetch& prefetch) {
+void multiply_transposed(const Windows& windows, const float* d, int step, float* sums) {
   const Windows w = collapsed(windows);
   const int vectors = step / kLanes, blocks = part_count(vectors, kMaxVectors);
   for (int block = 0, first = 0; block < blocks; block++) {
@@ -234,14 +232,12 @@ void multiply_transposed(const Windows& windows, const float* d, int step, float
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
       const int parts = part_count(w.length, max_rows(kVectors));
-      const int64_t lines = prefetch.lines() / (int64_t(w.segments) * parts) + 1;
       for (int s = 0; s < w.segments; s++) {
         for (int part = 0, row = 0; part < parts; part++) {
           const int size = part_size(w.length, parts, part);
           multiply_transposed_rows<kVectors>(
               size, {w.a + s * w.segment_step + row, w.rows, w.columns, w.row_step, w.pixel_step, d + first * kLanes,
                      step, sums + (int64_t(s) * w.length + row) * step + first * kLanes});
-          prefetch.fetch(lines);
           row += size;
         }
       }

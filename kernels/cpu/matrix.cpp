@@ -23,9 +23,17 @@ constexpr int64_t kPanelFloats = 6144;  // weights that stay in the nearest cach
 
 constexpr int max_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
 
-// `total` in `count` almost equal parts: the size of part i.
-PN_INLINE int part_size(int total, int count, int i) { return total / count + (i < total % count); }
-PN_INLINE int part_count(int total, int largest) { return (total + largest - 1) / largest; }
+// `total` in as few parts as possible of at most `largest` each, almost equal.
+struct Parts {
+  int count, smaller, larger_count;
+
+  PN_INLINE Parts(int total, int largest) {
+    count = (total + largest - 1) / largest;
+    smaller = count ? total / count : 0;
+    larger_count = total - count * smaller;
+  }
+  PN_INLINE int size(int i) const { return smaller + (i < larger_count); }
+};
 
 struct MultiplyArguments {
   const float* a;
@@ -175,9 +183,9 @@ bool reserve(pn_context* context, int64_t shared, int64_t local) {
 void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, int columns, const float* source,
           int64_t step_k, int64_t step_n) {
   const int vectors = padded(matrix.columns) / kLanes;
-  const int blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block) * kLanes;
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block) * kLanes;
     float* panel = matrix.data + first * matrix.depth + row0 * width - first;
     const int begin = max(first, column0), end = min(first + width, column0 + columns);
     for (int64_t k = 0; k < depth; k++)
@@ -189,19 +197,19 @@ void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, 
 void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
   const Windows w = collapsed(windows);
   const int step = padded(matrix.columns), vectors = step / kLanes;
-  const int blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block);
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block);
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
-      const int parts = part_count(w.columns, max_rows(kVectors));
+      const Parts parts(w.columns, max_rows(kVectors));
       const float* panel = matrix.data + first * kLanes * matrix.depth;
 
       // One piece of the depth for all pixels.
       auto run = [&](const float* a, int segments, int length, const float* weights, bool accumulate) {
         for (int r = 0; r < w.rows; r++) {
-          for (int part = 0, column = 0; part < parts; part++) {
-            const int size = part_size(w.columns, parts, part);
+          for (int part = 0, column = 0; part < parts.count; part++) {
+            const int size = parts.size(part);
             multiply_rows<kVectors>(
                 size, {a + r * w.row_step + column * w.pixel_step, w.pixel_step, segments, w.segment_step, length,
                        weights, out + (int64_t(r) * w.columns + column) * step + first * kLanes, step, accumulate});
@@ -226,15 +234,16 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
 
 void multiply_transposed(const Windows& windows, const float* d, int step, float* sums) {
   const Windows w = collapsed(windows);
-  const int vectors = step / kLanes, blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block);
+  const int vectors = step / kLanes;
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block);
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
-      const int parts = part_count(w.length, max_rows(kVectors));
+      const Parts parts(w.length, max_rows(kVectors));
       for (int s = 0; s < w.segments; s++) {
-        for (int part = 0, row = 0; part < parts; part++) {
-          const int size = part_size(w.length, parts, part);
+        for (int part = 0, row = 0; part < parts.count; part++) {
+          const int size = parts.size(part);
           multiply_transposed_rows<kVectors>(
               size, {w.a + s * w.segment_step + row, w.rows, w.columns, w.row_step, w.pixel_step, d + first * kLanes,
                      step, sums + (int64_t(s) * w.length + row) * step + first * kLanes});

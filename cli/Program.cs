@@ -15,7 +15,7 @@ internal static class Program
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Stop(signal, cancellation));
         try
         {
-            options = new CommandLineReader(typeof(DevicesOptions), typeof(VersionOptions)).Read(arguments);
+            options = new CommandLineReader(typeof(DataOptions), typeof(DevicesOptions), typeof(VersionOptions)).Read(arguments);
             if (options is not null)
                 Run(options, cancellation.Token);
             return Done;
@@ -43,6 +43,9 @@ internal static class Program
         cancellation.ThrowIfCancellationRequested();
         switch (options)
         {
+            case DataOptions data:
+                DataCommand.Run(data, cancellation);
+                break;
             case DevicesOptions devices:
                 DevicesCommand.Run(devices);
                 break;

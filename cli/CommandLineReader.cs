@@ -57,7 +57,7 @@ internal sealed class CommandLineReader(params Type[] verbs)
         var takesValue = verb.GetProperties()
             .Where(property => property.GetCustomAttribute<OptionAttribute>() is not null)
             .ToDictionary(p => $"--{p.GetCustomAttribute<OptionAttribute>()!.LongName}", p => p.PropertyType != typeof(bool));
-        var free = verb.GetProperties().Count(property => property.GetCustomAttribute<ValueAttribute>() is not null);
+        var free = verb.GetProperties().Count(property => ValueName(property) is not null);
         for (var i = 1; i < arguments.Length; i++)
         {
             if (!arguments[i].StartsWith('-') && --free < 0)
@@ -107,6 +107,8 @@ internal sealed class CommandLineReader(params Type[] verbs)
             NoVerbSelectedError => $"No verb is given; {help}.",
             BadVerbSelectedError e => $"There is no verb '{e.Token}'; choose {string.Join(", ", verbs.Select(NameOf))}; {help}.",
             UnknownOptionError e => $"'{NameOf(verb)}' has no option '{Dashed(e.Token)}'; {help}.",
+            MissingRequiredOptionError { NameInfo.LongName: "" } =>
+                $"'{NameOf(verb)}' needs {string.Join(" and ", verb!.GetProperties().Select(ValueName).OfType<string>())}; {help}.",
             MissingRequiredOptionError e => $"'{NameOf(verb)}' needs {NameOf(e.NameInfo)}; {help}.",
             RepeatedOptionError e => $"{NameOf(e.NameInfo)} is given twice; give it once.",
             BadFormatConversionError e => $"{NameOf(e.NameInfo)} takes {Kind(verb, e.NameInfo)}{ValueOf(e.NameInfo, arguments)}; {help}.",
@@ -122,6 +124,8 @@ internal sealed class CommandLineReader(params Type[] verbs)
     private static string NameOf(Type? verb) => verb?.GetCustomAttribute<VerbAttribute>()!.Name ?? "perturbnas";
 
     private static string NameOf(NameInfo name) => name.LongName.Length > 0 ? $"--{name.LongName}" : name.NameText;
+
+    private static string? ValueName(PropertyInfo property) => property.GetCustomAttribute<ValueAttribute>()?.MetaName;
 
     private static string Dashed(string token) => token.Length == 1 ? $"-{token}" : $"--{token}";
 

@@ -15,8 +15,8 @@ internal static class Program
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Stop(signal, cancellation));
         try
         {
-            options = new CommandLineReader(typeof(SearchOptions), typeof(SelectOptions), typeof(ScoreOptions), typeof(DevicesOptions),
-                typeof(VersionOptions)).Read(arguments);
+            options = new CommandLineReader(typeof(QuickstartOptions), typeof(SearchOptions), typeof(SelectOptions),
+                typeof(ScoreOptions), typeof(DataOptions), typeof(DevicesOptions), typeof(VersionOptions)).Read(arguments);
             if (options is not null)
                 Run(options, cancellation.Token);
             return Done;
@@ -44,6 +44,9 @@ internal static class Program
         cancellation.ThrowIfCancellationRequested();
         switch (options)
         {
+            case QuickstartOptions quickstart:
+                QuickstartCommand.Run(quickstart, cancellation);
+                break;
             case SearchOptions search:
                 SearchCommand.Run(search, cancellation);
                 break;
@@ -52,6 +55,9 @@ internal static class Program
                 break;
             case ScoreOptions score:
                 ScoreCommand.Run(score, cancellation);
+                break;
+            case DataOptions data:
+                DataCommand.Run(data, cancellation);
                 break;
             case DevicesOptions devices:
                 DevicesCommand.Run(devices);

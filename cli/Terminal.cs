@@ -32,8 +32,13 @@ internal sealed class Terminal(Options options)
     public static void WriteJson<T>(T value) => Console.WriteLine(JsonSerializer.Serialize(value, JsonFormat));
 
     /// <summary>A table without frames, which reads well in a terminal and in a pipe.</summary>
-    public static Table PlainTable(params string[] columns) =>
-        new Table { Border = TableBorder.None }.AddColumns([.. columns.Select(Markup.Escape)]);
+    public static Table PlainTable(params string[] columns)
+    {
+        var table = new Table { Border = TableBorder.None };
+        foreach (var column in columns)
+            table.AddColumn(new TableColumn(Markup.Escape(column)) { Padding = new Padding(0, 0, 2, 0) });
+        return table;
+    }
 
     /// <summary>A line on stderr for people.</summary>
     public void Note(string line)

@@ -29,8 +29,8 @@ public static class MagnitudeSelector
         return (network.Space.ToGenotype(states), states);
     }
 
-    // A space whose only candidate of an edge is none leaves that edge with it.
-    private static (int Operation, double Weight) Best(IReadOnlyList<string> operations, ReadOnlySpan<double> weights)
+    /// <summary>The operation of an edge with the largest weight other than <c>none</c>; an edge that offers nothing else has weight 0.</summary>
+    public static (int Operation, double Weight) Best(IReadOnlyList<string> operations, ReadOnlySpan<double> weights)
     {
         var best = -1;
         for (var o = 0; o < operations.Count; o++)

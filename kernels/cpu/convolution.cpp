@@ -51,6 +51,11 @@ int32_t check(const char* name, const pn_convolution* a, Geometry* s) {
   PN_REQUIRE(
       a->height + 2 * int64_t(a->padding_h) >= a->kernel_h && a->width + 2 * int64_t(a->padding_w) >= a->kernel_w,
       "%s: the kernel %d x %d is larger than the padded image", name, a->kernel_h, a->kernel_w);
+  constexpr int64_t kLargest = 1 << 30;
+  PN_REQUIRE(a->height + 2 * int64_t(a->padding_h) <= kLargest && a->width + 2 * int64_t(a->padding_w) <= kLargest &&
+                 double(a->kernel_h) * a->kernel_w * a->in_channels <= kLargest,
+             "%s: kernel %d x %d with padding %d x %d is too large", name, a->kernel_h, a->kernel_w, a->padding_h,
+             a->padding_w);
   s->h = {a->height, a->kernel_h, a->stride_h, a->padding_h};
   s->w = {a->width, a->kernel_w, a->stride_w, a->padding_w};
   s->in_pixels = int64_t(a->height) * a->width;
@@ -84,13 +89,6 @@ void load_input(const pn_convolution* a, const Geometry& s, const float* image, 
                 copy_pixels(dst, a->in_channels, image + pixel * a->in_channels, a->in_channels, a->in_channels, count,
                             a->relu);
               });
-}
-
-// Rows begin..end-1 of an array of `height` rows, as far as they exist.
-void prefetch_rows(Prefetch* prefetch, const float* rows, int64_t row_floats, int64_t height, int64_t begin,
-                   int64_t end) {
-  begin = max<int64_t>(begin, 0), end = min(end, height);
-  prefetch->add(rows + begin * row_floats, (end - begin) * row_floats);
 }
 
 Windows input_windows(const pn_convolution* a, const Geometry& s, const float* tile, int rows) {
@@ -175,7 +173,7 @@ void input_gradient(const pn_convolution* a, const Geometry& s, const Gradient& 
                     const PhaseProduct& p, const float* x, float* dx, float* tile) {
   float* out = tile + p.tile_floats(a->out_channels);
   const int out_step = padded(a->in_channels);
-  const int64_t row_floats = int64_t(p.columns()) * a->out_channels, in_row = int64_t(a->width) * a->in_channels;
+  const int64_t row_floats = int64_t(p.columns()) * a->out_channels;
   for (int row0 = 0; row0 < p.h.count; row0 += p.rows) {
     const int rows = min(p.rows, p.h.count - row0);
     if (p.weight.depth > 0) {
@@ -184,17 +182,8 @@ void input_gradient(const pn_convolution* a, const Geometry& s, const Gradient& 
                     gradient.load_pixels(dst, a->out_channels, pixel, count);
                   });
     }
-    Prefetch prefetch;
-    const int first = phase_h + row0 * a->stride_h, after = first + rows * a->stride_h;
-    if (phase_w == 0) {  // other residues find the lines in the cache
-      gradient.prefetch_pixels(&prefetch, s.out_pixels,
-                               int64_t(p.h.first_output + row0 + rows + p.h.taps - 1) * s.w.out(),
-                               int64_t(rows) * s.w.out());
-      if (a->relu) prefetch_rows(&prefetch, x, in_row, a->height, first, after);
-      prefetch_rows(&prefetch, dx, in_row, a->height, first, after);
-    }
     multiply({tile, rows, p.w.count, row_floats, a->out_channels, p.h.taps, row_floats, p.w.taps * a->out_channels},
-             p.weight, out, prefetch);
+             p.weight, out);
     for (int r = 0; r < rows; r++) {
       const int64_t at = ((phase_h + int64_t(row0 + r) * a->stride_h) * a->width + phase_w) * a->in_channels;
       write_gradient(dx + at, a->relu ? x + at : nullptr, int64_t(a->stride_w) * a->in_channels,
@@ -220,9 +209,8 @@ int32_t convolution_forward(pn_context* context, const pn_convolution* a) {
   memset(weight.data, 0, size_t(weight.size()) * 4);
   pack(weight, 0, 0, s.depth, a->out_channels, a->weight, a->out_channels, 1);
 
-  const int64_t tasks = int64_t(a->variants) * a->images, threads = context->pool.threads();
-  const int64_t in_row = int64_t(a->width) * a->in_channels, out_row = int64_t(out_width) * a->out_channels;
-  parallel_for(context, tasks, [&](int64_t task, int thread) {
+  const int64_t out_row = int64_t(out_width) * a->out_channels;
+  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t task, int thread) {
     float* tile = local_scratch(context, thread, local);
     float* out = tile + in_floats;
     ImageOutput output(out + out_floats, a->out_channels, a->statistics);
@@ -231,14 +219,7 @@ int32_t convolution_forward(pn_context* context, const pn_convolution* a) {
     for (int row0 = 0; row0 < out_height; row0 += largest) {
       const int rows = min(largest, out_height - row0);
       load_input(a, s, x, row0, rows, tile);
-      Prefetch prefetch;
-      const int end = row0 * s.h.stride - s.h.padding + s.h.extent(rows);  // of the input rows read so far
-      if (row0 + rows < out_height)
-        prefetch_rows(&prefetch, x, in_row, a->height, end, end + rows * s.h.stride);
-      else if (task + threads < tasks)  // probably this thread's next
-        prefetch_rows(&prefetch, x + threads * s.in_pixels * a->in_channels, in_row, a->height, 0, s.h.extent(largest));
-      prefetch.add(y + row0 * out_row, rows * out_row);
-      multiply(input_windows(a, s, tile, rows), weight, out, prefetch);
+      multiply(input_windows(a, s, tile, rows), weight, out);
       output.write(y + row0 * out_row, a->out_channels, out, rows * out_width);
     }
     if (a->statistics) output.finish(a->statistics + task * 2 * a->out_channels, a->out_channels);
@@ -278,7 +259,6 @@ int32_t convolution_backward(pn_context* context, const pn_convolution* a) {
   float* partial = weights + weight_floats;
   if (a->dx) for_each_phase(a, s, weights, [&](int, int, const PhaseProduct& p) { pack_phase(a, p); });
 
-  const int64_t in_row = int64_t(a->width) * a->in_channels;
   parallel_for(context, groups, [&](int64_t group, int thread) {
     float* tile = local_scratch(context, thread, local);
     float* sums = partial + group * sums_floats;
@@ -293,12 +273,7 @@ int32_t convolution_backward(pn_context* context, const pn_convolution* a) {
           const int rows = min(largest, out_height - row0);
           load_input(a, s, a->x + in_first, row0, rows, tile);
           gradient.load_pixels(tile + in_floats, d_step, int64_t(row0) * out_width, int64_t(rows) * out_width);
-          Prefetch prefetch;
-          const int64_t remaining = a->images - image, end = row0 * s.h.stride - s.h.padding + s.h.extent(rows);
-          prefetch_rows(&prefetch, a->x + in_first, in_row, remaining * a->height, end, end + rows * s.h.stride);
-          gradient.prefetch_pixels(&prefetch, remaining * s.out_pixels, int64_t(row0 + rows) * out_width,
-                                   int64_t(rows) * out_width);
-          multiply_transposed(input_windows(a, s, tile, rows), tile + in_floats, d_step, sums, prefetch);
+          multiply_transposed(input_windows(a, s, tile, rows), tile + in_floats, d_step, sums);
         }
       }
       if (a->dx) {

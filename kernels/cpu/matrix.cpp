@@ -18,14 +18,22 @@ constexpr int kAccumulators = 12, kMaxVectors = 3;  // of 16 registers
 #else
 constexpr int kAccumulators = 8, kMaxVectors = 2;  // of 16 registers, with temporaries for lack of a fused multiply-add
 #endif
-constexpr int kMaxRows = 16;
+constexpr int kMaxRows = 12;            // the offsets of more would not fit the general registers
 constexpr int64_t kPanelFloats = 6144;  // weights that stay in the nearest cache while all pixels of a tile pass by
 
 constexpr int max_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
 
-// `total` in `count` almost equal parts: the size of part i.
-PN_INLINE int part_size(int total, int count, int i) { return total / count + (i < total % count); }
-PN_INLINE int part_count(int total, int largest) { return (total + largest - 1) / largest; }
+// `total` in as few parts as possible of at most `largest` each, almost equal.
+struct Parts {
+  int count, smaller, larger_count;
+
+  PN_INLINE Parts(int total, int largest) {
+    count = (total + largest - 1) / largest;
+    smaller = count ? total / count : 0;
+    larger_count = total - count * smaller;
+  }
+  PN_INLINE int size(int i) const { return smaller + (i < larger_count); }
+};
 
 struct MultiplyArguments {
   const float* a;
@@ -42,7 +50,7 @@ struct MultiplyArguments {
 template <int kRows, int kVectors>
 void multiply_block(const MultiplyArguments& m) {
   vec sum[kRows][kVectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int p = 0; p < kRows; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) sum[p][v] = m.accumulate ? load(m.out + p * m.out_step + v * kLanes) : vec{};
@@ -53,7 +61,7 @@ void multiply_block(const MultiplyArguments& m) {
       vec w[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) w[v] = load(weights + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
       for (int p = 0; p < kRows; p++) {
         const vec x = splat(a[p * m.pixel_step]);
 #pragma GCC unroll 4
@@ -61,7 +69,7 @@ void multiply_block(const MultiplyArguments& m) {
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int p = 0; p < kRows; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) store(m.out + p * m.out_step + v * kLanes, sum[p][v]);
@@ -79,7 +87,7 @@ struct TransposedArguments {
 template <int kRows, int kVectors>
 void multiply_transposed_block(const TransposedArguments& m) {
   vec sum[kRows][kVectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) sum[i][v] = load(m.sums + i * m.step + v * kLanes);
@@ -90,7 +98,7 @@ void multiply_transposed_block(const TransposedArguments& m) {
       vec d[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) d[v] = load(d_pixel + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
       for (int i = 0; i < kRows; i++) {
         const vec x = splat(a[i]);
 #pragma GCC unroll 4
@@ -98,13 +106,13 @@ void multiply_transposed_block(const TransposedArguments& m) {
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) store(m.sums + i * m.step + v * kLanes, sum[i][v]);
 }
 
-// Calls Block<rows, vectors>, for rows 1..max_rows(vectors).
+// multiply_block<rows, kVectors>, for rows 1..max_rows(kVectors).
 template <int kVectors, int kRows = max_rows(kVectors)>
 void multiply_rows(int rows, const MultiplyArguments& m) {
   if constexpr (kRows > 0) {
@@ -121,12 +129,12 @@ void multiply_transposed_rows(int rows, const TransposedArguments& m) {
   }
 }
 
-// f(integral constant of `vectors`).
 template <int kVectors>
 struct Width {
   static constexpr int value = kVectors;
 };
 
+// f(Width<vectors>), so that f knows `vectors` as a constant.
 template <class F>
 PN_INLINE void with_width(int vectors, F f) {
   if (vectors == 1) return f(Width<1>{});
@@ -166,18 +174,18 @@ Windows collapsed(Windows w) {
 }  // namespace
 
 bool reserve(pn_context* context, int64_t shared, int64_t local) {
-  if (!context->shared.get(shared * 4)) return false;
+  if (shared > 0 && !context->shared.get(shared * 4)) return false;
   for (int thread = 0; thread < context->pool.threads(); thread++)
-    if (!context->local[thread].get(local * 4)) return false;
+    if (local > 0 && !context->local[thread].get(local * 4)) return false;
   return true;
 }
 
 void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, int columns, const float* source,
           int64_t step_k, int64_t step_n) {
   const int vectors = padded(matrix.columns) / kLanes;
-  const int blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block) * kLanes;
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block) * kLanes;
     float* panel = matrix.data + first * matrix.depth + row0 * width - first;
     const int begin = max(first, column0), end = min(first + width, column0 + columns);
     for (int64_t k = 0; k < depth; k++)
@@ -186,27 +194,25 @@ void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, 
   }
 }
 
-void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Prefetch& prefetch) {
+void multiply(const Windows& windows, const PackedMatrix& matrix, float* out) {
   const Windows w = collapsed(windows);
   const int step = padded(matrix.columns), vectors = step / kLanes;
-  const int blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block);
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block);
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
-      const int parts = part_count(w.columns, max_rows(kVectors));
+      const Parts parts(w.columns, max_rows(kVectors));
       const float* panel = matrix.data + first * kLanes * matrix.depth;
-      const int64_t lines = prefetch.lines() / (int64_t(w.rows) * parts) + 1;
 
       // One piece of the depth for all pixels.
       auto run = [&](const float* a, int segments, int length, const float* weights, bool accumulate) {
         for (int r = 0; r < w.rows; r++) {
-          for (int part = 0, column = 0; part < parts; part++) {
-            const int size = part_size(w.columns, parts, part);
+          for (int part = 0, column = 0; part < parts.count; part++) {
+            const int size = parts.size(part);
             multiply_rows<kVectors>(
                 size, {a + r * w.row_step + column * w.pixel_step, w.pixel_step, segments, w.segment_step, length,
                        weights, out + (int64_t(r) * w.columns + column) * step + first * kLanes, step, accumulate});
-            prefetch.fetch(lines);
             column += size;
           }
         }
@@ -226,22 +232,21 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Pr
   }
 }
 
-void multiply_transposed(const Windows& windows, const float* d, int step, float* sums, Prefetch& prefetch) {
+void multiply_transposed(const Windows& windows, const float* d, int step, float* sums) {
   const Windows w = collapsed(windows);
-  const int vectors = step / kLanes, blocks = part_count(vectors, kMaxVectors);
-  for (int block = 0, first = 0; block < blocks; block++) {
-    const int width = part_size(vectors, blocks, block);
+  const int vectors = step / kLanes;
+  const Parts blocks(vectors, kMaxVectors);
+  for (int block = 0, first = 0; block < blocks.count; block++) {
+    const int width = blocks.size(block);
     with_width(width, [&](auto constant) {
       constexpr int kVectors = decltype(constant)::value;
-      const int parts = part_count(w.length, max_rows(kVectors));
-      const int64_t lines = prefetch.lines() / (int64_t(w.segments) * parts) + 1;
+      const Parts parts(w.length, max_rows(kVectors));
       for (int s = 0; s < w.segments; s++) {
-        for (int part = 0, row = 0; part < parts; part++) {
-          const int size = part_size(w.length, parts, part);
+        for (int part = 0, row = 0; part < parts.count; part++) {
+          const int size = parts.size(part);
           multiply_transposed_rows<kVectors>(
               size, {w.a + s * w.segment_step + row, w.rows, w.columns, w.row_step, w.pixel_step, d + first * kLanes,
                      step, sums + (int64_t(s) * w.length + row) * step + first * kLanes});
-          prefetch.fetch(lines);
           row += size;
         }
       }

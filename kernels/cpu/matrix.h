@@ -13,8 +13,8 @@ namespace pn::PN_NAMESPACE {
 
 PN_INLINE int padded(int channels) { return round_up(channels, kLanes); }
 
-// Floats in the nearest cache that the input and the result of one tile should fit in together.
-constexpr int64_t kTileFloats = 8192;
+// Floats that the input and the result of one tile take together: about what the nearest cache holds.
+constexpr int64_t kTileFloats = 12288;
 
 // Makes sure that the context's shared scratch and that of every thread hold so many floats, so that tasks cannot run
 // out of memory.
@@ -22,34 +22,6 @@ bool reserve(pn_context* context, int64_t shared, int64_t local);
 PN_INLINE float* local_scratch(pn_context* context, int thread, int64_t floats) {
   return static_cast<float*>(context->local[thread].get(floats * 4));
 }
-
-// Memory that will be touched soon: where this tile's results go, and what the next tile reads. The products fetch it
-// line by line between their register blocks, so that it arrives while they compute; what was added last comes first.
-class Prefetch {
- public:
-  void add(const float* first, int64_t floats) {
-    if (floats <= 0 || count_ == kRanges) return;
-    ranges_[count_++] = {first, (floats + kLine - 1) / kLine};
-    lines_ += ranges_[count_ - 1].lines;
-  }
-  int64_t lines() const { return lines_; }
-  PN_INLINE void fetch(int64_t lines) {
-    for (; lines > 0 && lines_ > 0; lines--, lines_--) {
-      __builtin_prefetch(ranges_[count_ - 1].at, 0, 2);
-      ranges_[count_ - 1].at += kLine;
-      if (--ranges_[count_ - 1].lines == 0) count_--;
-    }
-  }
-
- private:
-  static constexpr int kRanges = 20, kLine = 16;
-  struct Range {
-    const float* at;
-    int64_t lines;
-  } ranges_[kRanges];
-  int count_ = 0;
-  int64_t lines_ = 0;
-};
 
 // pixel (row, column)'s window: for s < segments, the `length` floats at a + row * row_step + column * pixel_step + s *
 // segment_step.
@@ -64,7 +36,7 @@ struct Windows {
 
 // A weight matrix [depth][columns] in the order in which multiply() reads it; depth = segments * length.
 struct PackedMatrix {
-  float* data;  // 64-byte aligned, size() floats
+  float* data;  // size() floats
   int64_t depth;
   int columns;
 
@@ -77,11 +49,11 @@ void pack(const PackedMatrix& matrix, int64_t row0, int column0, int64_t depth, 
           int64_t step_k, int64_t step_n);
 
 // out [rows * columns][padded(matrix.columns)] = windows * matrix.
-void multiply(const Windows& windows, const PackedMatrix& matrix, float* out, Prefetch& prefetch);
+void multiply(const Windows& windows, const PackedMatrix& matrix, float* out);
 
 // sums [segments * length][step] += transposed windows * d, with d [rows * columns][step] and step a multiple of
 // kLanes.
-void multiply_transposed(const Windows& windows, const float* d, int step, float* sums, Prefetch& prefetch);
+void multiply_transposed(const Windows& windows, const float* d, int step, float* sums);
 
 // out [depth][columns] = the sum over g < groups, in that order, of partial[g] [depth][padded(columns)].
 void combine(pn_context* context, const float* partial, int groups, int64_t depth, int columns, float* out);
@@ -104,12 +76,6 @@ struct Gradient {
 
   // dst pixels (dst_step floats apart) = pixels first.. of the gradient.
   void load_pixels(float* dst, int64_t dst_step, int64_t first, int64_t pixels) const;
-  // Pixels first..first+count-1 of `pixels`, as far as they exist.
-  void prefetch_pixels(Prefetch* prefetch, int64_t pixels, int64_t first, int64_t count) const {
-    first = max<int64_t>(first, 0), count = min(count, pixels - first);
-    prefetch->add(g + first * step, count * step);
-    if (coefficients) prefetch->add(y + first * step, count * step);
-  }
 };
 
 // dst pixels (=, or += with accumulate) src pixels, zero where x <= 0; x lies like dst and may be null (no mask).

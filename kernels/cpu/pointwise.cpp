@@ -65,17 +65,6 @@ const float* part_image(const pn_pointwise* a, const Geometry& s, const pn_part&
   return part.x + ((part.variants == 1 ? 0 : variant) * a->images + image) * s.in_pixels * part.channels;
 }
 
-void prefetch_inputs(const pn_pointwise* a, const Geometry& s, int64_t variant, int64_t image, int64_t begin,
-                     int64_t end, Prefetch* prefetch) {
-  if (a->stride != 1) return;  // half of the lines or more would not be used
-  for_each_run(a, s, begin, end, [&](int64_t, int64_t source, int64_t count) {
-    for (int i = 0; i < a->part_count && source >= 0; i++) {
-      const pn_part& part = a->parts[i];
-      if (part.x) prefetch->add(part_image(a, s, part, variant, image) + source * part.channels, count * part.channels);
-    }
-  });
-}
-
 // tile [end - begin][Cin] = the (rectified) pixels that the output pixels begin..end-1 of an image read.
 void load_tile(const pn_pointwise* a, const Geometry& s, int64_t variant, int64_t image, int64_t begin, int64_t end,
                float* tile) {
@@ -94,9 +83,10 @@ void load_tile(const pn_pointwise* a, const Geometry& s, int64_t variant, int64_
   });
 }
 
-// Pixels per tile: `floats` are needed for each.
+// Pixels per tile: `floats` are needed for each. Twice the usual tile, because long runs suit the memory, which is the
+// limit here.
 int64_t tile_pixels(const Geometry& s, int64_t floats) {
-  const int64_t largest = max<int64_t>(16, kTileFloats / floats);
+  const int64_t largest = max<int64_t>(16, 2 * kTileFloats / floats);
   const int64_t tiles = (s.out_pixels + largest - 1) / largest;
   return (s.out_pixels + tiles - 1) / tiles;
 }
@@ -123,8 +113,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
   memset(weight.data, 0, size_t(weight.size()) * 4);
   pack(weight, 0, 0, s.in_channels, a->out_channels, a->weight, a->out_channels, 1);
 
-  const int64_t tasks = int64_t(s.variants) * a->images, threads = context->pool.threads();
-  parallel_for(context, tasks, [&](int64_t task, int thread) {
+  parallel_for(context, int64_t(s.variants) * a->images, [&](int64_t task, int thread) {
     const int64_t variant = task / a->images, image = task % a->images;
     float* tile = local_scratch(context, thread, local);
     float* out = tile + in_floats;
@@ -133,13 +122,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
     for (int64_t begin = 0; begin < s.out_pixels; begin += largest) {
       const int64_t pixels = min(largest, s.out_pixels - begin);
       load_tile(a, s, variant, image, begin, begin + pixels, tile);
-      Prefetch prefetch;
-      if (begin + pixels < s.out_pixels)
-        prefetch_inputs(a, s, variant, image, begin + pixels, min(begin + pixels + largest, s.out_pixels), &prefetch);
-      else if (task + threads < tasks)  // probably this thread's next
-        prefetch_inputs(a, s, (task + threads) / a->images, (task + threads) % a->images, 0, largest, &prefetch);
-      prefetch.add(y + begin * a->y_channels, pixels * a->y_channels);
-      multiply(tile_windows(tile, pixels, s.in_channels, s.in_channels), weight, out, prefetch);
+      multiply(tile_windows(tile, pixels, s.in_channels, s.in_channels), weight, out);
       output.write(y + begin * a->y_channels, a->y_channels, out, int(pixels));
     }
     if (a->statistics) output.finish(a->statistics + task * 2 * a->y_channels + a->y_offset, a->y_channels);
@@ -203,28 +186,12 @@ int32_t pointwise_backward(pn_context* context, const pn_pointwise* a) {
       for (int64_t begin = 0; begin < s.out_pixels; begin += largest) {
         const int64_t pixels = min(largest, s.out_pixels - begin);
         gradient.load_pixels(d, d_step, begin, pixels);
-        Prefetch prefetch;
-        const int64_t next = begin + pixels;
-        gradient.prefetch_pixels(&prefetch, (a->images - image) * s.out_pixels, next, largest);
-        if (a->d_weight || a->relu) {
-          if (next < s.out_pixels)
-            prefetch_inputs(a, s, 0, image, next, min(next + largest, s.out_pixels), &prefetch);
-          else if (image + 1 < a->images)
-            prefetch_inputs(a, s, 0, image + 1, 0, largest, &prefetch);
-        }
         if (a->d_weight) {
           load_tile(a, s, 0, image, begin, begin + pixels, tile);
-          multiply_transposed(tile_windows(tile, pixels, s.in_channels, s.in_channels), d, d_step, sums, prefetch);
+          multiply_transposed(tile_windows(tile, pixels, s.in_channels, s.in_channels), d, d_step, sums);
         }
         if (!wanted) continue;
-        for_each_run(a, s, begin, begin + pixels, [&](int64_t, int64_t source, int64_t count) {
-          for (int i = 0; i < a->part_count && source >= 0; i++) {
-            const pn_part& part = a->parts[i];
-            if (part.dx && a->stride == 1)
-              prefetch.add(part.dx + (image * s.in_pixels + source) * part.channels, count * part.channels);
-          }
-        });
-        multiply(tile_windows(d, pixels, d_step, a->out_channels), transposed, dx, prefetch);
+        multiply(tile_windows(d, pixels, d_step, a->out_channels), transposed, dx);
         for_each_run(a, s, begin, begin + pixels, [&](int64_t run, int64_t source, int64_t count) {
           if (source < 0) return;
           const float* src = dx + run * dx_step;

@@ -2,8 +2,9 @@
 //
 // Both are bound by memory. Forward: normalisation and weight fold into one factor per (variant, term, channel) and one
 // constant per (variant, channel). The tensors of a variant are flat arrays in which the channel repeats with a period
-// of whole vectors, so any channel count fills them. A task is a short chunk of all variants: terms that are common to
-// the variants come from main memory once and from the cache for the other variants.
+// of whole vectors, so any channel count fills them. A task is a chunk of all variants, a few terms at a time: long
+// enough that each term is read in long runs, with all variants taking their share of a block of terms while it is in
+// L1.
 #include "cpu/context.h"
 #include "cpu/simd.h"
 
@@ -11,44 +12,43 @@ namespace pn::PN_NAMESPACE {
 
 namespace {
 
-constexpr int kChunk = 2048;     // floats: a chunk's output stays in L1 and 100 terms of it in L2
-constexpr int kGroup = 4;        // terms added per pass over a chunk
+constexpr int kChunk = 16384;  // floats per task at most: its outputs stay in L2
+constexpr int kBlock = 1024;   // floats that all variants add before the next ones are read: with its terms it fits L1
+constexpr int kGroup = 4;      // terms added per pass over a block
+constexpr int kAhead =
+    512;  // floats between reading and prefetching, for so many streams are beyond the hardware's prefetcher
 constexpr int kTilePixels = 64;  // pixels summed in one float accumulator
 
-// Floats after which channel and vector boundaries coincide again, and at least 64 so that the inner loop is not
-// trivially short.
+// Floats after which channel and vector boundaries coincide again.
 int64_t period_of(int channels) {
   int64_t period = channels;
   while (period % kLanes != 0) period += channels;
-  return period * max<int64_t>(1, 64 / period);
+  return period;
 }
 
 // out = initial + sum over `Count` terms of factor * y, or with initial null: out += the sum. factors: rows of one
 // period.
-template <int Count>
+template <int Count, bool Ahead>
 void add_terms(const float* const* y, const float* factors, const float* initial, int64_t period, int64_t n,
                float* out) {
-  const float* f[Count > 0 ? Count : 1];
-  const float* from[Count > 0 ? Count : 1];
-  for (int k = 0; k < Count; k++) f[k] = factors + k * period, from[k] = y[k];
-  for (int64_t start = 0; start < n; start += period) {
-    const int64_t end = min(period, n - start);
-    for (int64_t i = 0; i < end; i += kLanes) {
-      const int lanes = int(min<int64_t>(kLanes, end - i));
-      vec sum = initial ? load(initial + i) : load_partial(out + start + i, lanes);
-      for (int k = 0; k < Count; k++) sum += load(f[k] + i) * load_partial(from[k] + start + i, lanes);
-      store_partial(out + start + i, sum, lanes);
-    }
+  for (int64_t phase = 0; phase < min(period, n); phase += kLanes) {
+    vec factor[Count + 1];
+    const float* from[Count + 1];
+    for (int k = 0; k < Count; k++) factor[k] = load(factors + k * period + phase), from[k] = y[k];
+    const vec constant = initial ? load(initial + phase) : vec{};
+    const auto add = [&](int64_t i, int lanes) {
+      vec sum = initial ? constant : load_partial(out + i, lanes);
+      for (int k = 0; k < Count; k++) {
+        if (Ahead) __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+        sum += factor[k] * load_partial(from[k] + i, lanes);
+      }
+      store_partial(out + i, sum, lanes);
+    };
+    int64_t i = phase;
+    for (; i + kLanes <= n; i += period) add(i, kLanes);
+    if (i < n) add(i, int(n - i));
   }
 }
-
-// The terms of one variant whose weight is not zero.
-struct Active {
-  int64_t count;
-  const float** y;  // [count]
-  float* factors;   // [count][period]
-  float* constant;  // [period]
-};
 
 int32_t check(const pn_mixed_sum* a, const char* name) {
   PN_REQUIRE(a->term_count >= 0 && a->variants >= 1 && a->images >= 1 && a->pixels >= 1 && a->channels >= 1,
@@ -69,32 +69,86 @@ PN_INLINE float weight_of(const pn_mixed_sum* a, int v, int t) {
   return a->weights ? a->weights[int64_t(v) * a->weight_stride + a->terms[t].weight_index] : 1.0f;
 }
 
-void prepare(const pn_mixed_sum* a, int v, int64_t period, int64_t elements, Active& active) {
+template <bool Ahead>
+constexpr decltype(&add_terms<0, Ahead>) add_functions[kGroup + 1] = {
+    add_terms<0, Ahead>, add_terms<1, Ahead>, add_terms<2, Ahead>, add_terms<3, Ahead>, add_terms<4, Ahead>};
+
+// The terms whose weight is not zero in some variant, in groups of kGroup. Of a group, a variant has the terms whose
+// weight is not zero for itself: the first counts[v][group] of the group's places in y and factors.
+struct Plan {
+  int64_t period;
+  int live, groups;
+  int32_t* terms;    // [live]
+  const float** y;   // [V][groups * kGroup]
+  float* factors;    // [V][groups * kGroup][period]
+  float* constants;  // [V][period]
+  int32_t* counts;   // [V][groups]
+  bool* shared;      // [groups]: all of the group's terms have one variant
+};
+
+void repeat(float* row, int64_t channels, int64_t period) {
+  for (int64_t i = channels; i < period; i++) row[i] = row[i - channels];
+}
+
+// Returns false if there is no memory.
+bool make_plan(pn_context* context, const pn_mixed_sum* a, int64_t elements, Plan& plan) {
   const int channels = a->channels;
-  active.count = 0;
+  const int64_t period = plan.period = period_of(channels);
+  const int64_t places = max(kGroup, round_up(a->term_count, kGroup)), variants = a->variants;
+  const int64_t floats = variants * (places + 1) * period;
+  const int64_t bytes =
+      floats * 4 + variants * places * int64_t(sizeof(float*)) + (places + variants * places) * 4 + places;
+  float* memory = static_cast<float*>(context->shared.get(bytes));
+  if (!memory) return false;
+  plan.factors = memory;
+  plan.constants = memory + variants * places * period;
+  plan.y = reinterpret_cast<const float**>(memory + floats);
+  plan.terms = reinterpret_cast<int32_t*>(plan.y + variants * places);
+  plan.counts = plan.terms + places;
+  plan.shared = reinterpret_cast<bool*>(plan.counts + variants * places);
+
+  plan.live = 0;
   for (int t = 0; t < a->term_count; t++) {
-    const float weight = weight_of(a, v, t);
-    if (weight == 0) continue;
-    const pn_term& term = a->terms[t];
-    const int own = term.variants == 1 ? 0 : v;
-    const float* scale = term.normalization ? term.normalization + int64_t(own) * 4 * channels : nullptr;
-    float* factors = active.factors + active.count * period;
-    for (int c = 0; c < channels; c++) factors[c] = scale ? weight * scale[c] : weight;
-    for (int64_t i = channels; i < period; i++) factors[i] = factors[i - channels];
-    active.y[active.count++] = term.y + own * elements;
+    bool live = false;
+    for (int v = 0; v < variants; v++) live |= weight_of(a, v, t) != 0;
+    if (live) plan.terms[plan.live++] = t;
   }
-  for (int c = 0; c < channels; c++) {
-    double sum = 0;
-    for (int t = 0; t < a->term_count; t++) {
-      const pn_term& term = a->terms[t];
-      const float weight = weight_of(a, v, t);
-      if (weight == 0 || !term.normalization) continue;
-      const int own = term.variants == 1 ? 0 : v;
-      sum += double(weight) * double(term.normalization[(int64_t(own) * 4 + 1) * channels + c]);
+  plan.groups = max(1, (plan.live + kGroup - 1) / kGroup);  // of none, too, the outputs are written
+  for (int group = 0; group < plan.groups; group++) {
+    plan.shared[group] = true;
+    for (int i = group * kGroup; i < min(plan.live, (group + 1) * kGroup); i++)
+      plan.shared[group] &= a->terms[plan.terms[i]].variants == 1;
+  }
+  for (int64_t v = 0; v < variants; v++) {
+    float* constants = plan.constants + v * period;
+    for (int c = 0; c < channels; c++) {
+      double sum = 0;
+      for (int i = 0; i < plan.live; i++) {
+        const pn_term& term = a->terms[plan.terms[i]];
+        const float weight = weight_of(a, int(v), plan.terms[i]);
+        if (weight == 0 || !term.normalization) continue;
+        sum += double(weight) * double(term.normalization[((term.variants == 1 ? 0 : v) * 4 + 1) * channels + c]);
+      }
+      constants[c] = float(sum);
     }
-    active.constant[c] = float(sum);
+    repeat(constants, channels, period);
+    for (int group = 0; group < plan.groups; group++) {
+      int32_t& count = plan.counts[v * plan.groups + group] = 0;
+      for (int i = group * kGroup; i < min(plan.live, (group + 1) * kGroup); i++) {
+        const pn_term& term = a->terms[plan.terms[i]];
+        const float weight = weight_of(a, int(v), plan.terms[i]);
+        if (weight == 0) continue;
+        const int64_t own = term.variants == 1 ? 0 : v;
+        const int64_t place = (v * plan.groups + group) * kGroup + count++;
+        const float* scale = term.normalization ? term.normalization + own * 4 * channels : nullptr;
+        float* factors = plan.factors + place * period;
+        for (int c = 0; c < channels; c++) factors[c] = scale ? weight * scale[c] : weight;
+        repeat(factors, channels, period);
+        plan.y[place] = term.y + own * elements;
+      }
+    }
   }
-  for (int64_t i = channels; i < period; i++) active.constant[i] = active.constant[i - channels];
+  return true;
 }
 
 // Sums g * (y - mean) over the pixels of one image for `Terms` terms and `Blocks` vectors of channels; with y null: g.
@@ -138,26 +192,25 @@ void sum_gradient(const float* g, int64_t pixels, int channels, int lanes, float
   store_partial(sums, total, lanes);
 }
 
-template <int Terms, int Blocks>
-void image_sums(const pn_mixed_sum* a, int64_t image, float* sums, int first_block_channel) {
-  const int64_t offset = image * a->pixels * a->channels;
-  const int channels = a->channels, c = first_block_channel;
-  int t = 0;
-  const auto run = [&](auto function, int count) {
+// The products of one image: all channels of a few terms, then of the next few, so that each is read from main memory
+// once.
+template <int Terms>
+void add_products(const pn_mixed_sum* a, int64_t image, int t, float* sums) {
+  const int channels = a->channels;
+  const int64_t offset = image * a->pixels * channels;
+  for (int c = 0; c < channels; c += 2 * kLanes) {
     const float* y[Terms];
     const float* mean[Terms];
     float* rows[Terms];
-    for (int k = 0; k < count; k++) {
+    for (int k = 0; k < Terms; k++) {
       const pn_term& term = a->terms[t + k];
       y[k] = term.y + offset + c;
       mean[k] = term.normalization ? term.normalization + 3 * channels + c : nullptr;
       rows[k] = sums + int64_t(1 + t + k) * channels + c;
     }
-    function(a->g + offset + c, y, mean, a->pixels, channels, channels - c, rows);
-    t += count;
-  };
-  while (t + Terms <= a->term_count) run(sum_products<Terms, Blocks>, Terms);
-  while (t < a->term_count) run(sum_products<1, Blocks>, 1);
+    const auto sum = c + kLanes < channels ? sum_products<Terms, 2> : sum_products<Terms, 1>;
+    sum(a->g + offset + c, y, mean, a->pixels, channels, channels - c, rows);
+  }
 }
 
 }  // namespace
@@ -170,41 +223,27 @@ int32_t mixed_sum_forward(pn_context* context, const pn_mixed_sum* a) {
       PN_REQUIRE(a->terms[t].y || weight_of(a, v, t) == 0,
                  "mixed_sum_forward: term %d has weight %g in variant %d but no y", t, double(weight_of(a, v, t)), v);
   const int64_t elements = int64_t(a->images) * a->pixels * a->channels;
-  const int64_t period = period_of(a->channels);
-  const int64_t chunk = period * max<int64_t>(1, kChunk / period), chunks = (elements + chunk - 1) / chunk;
+  Plan plan;
+  if (!make_plan(context, a, elements, plan))
+    return fail(PN_OUT_OF_MEMORY, "mixed_sum_forward: no memory for the factors of %d terms", a->term_count);
 
-  const int64_t floats = (a->term_count + 1) * period;
-  const int64_t bytes_per_variant = int64_t(sizeof(Active)) + floats * 4 + a->term_count * int64_t(sizeof(float*));
-  char* memory = static_cast<char*>(context->shared.get(a->variants * bytes_per_variant));
-  if (!memory) return fail(PN_OUT_OF_MEMORY, "mixed_sum_forward: no memory for the factors of %d terms", a->term_count);
-  float* factors = reinterpret_cast<float*>(memory);
-  Active* active = reinterpret_cast<Active*>(factors + a->variants * floats);
-  const float** pointers = reinterpret_cast<const float**>(active + a->variants);
-  for (int v = 0; v < a->variants; v++) {
-    active[v] = {0, pointers + int64_t(v) * a->term_count, factors + v * floats,
-                 factors + v * floats + a->term_count * period};
-    prepare(a, v, period, elements, active[v]);
-  }
-
-  parallel_for(context, chunks, [&](int64_t task, int) {
-    const int64_t first = task * chunk, n = min(chunk, elements - first);
-    for (int v = 0; v < a->variants; v++) {
-      const Active& terms = active[v];
-      float* out = a->out + v * elements + first;
-      int64_t t = 0;
-      do {
-        const float* y[kGroup];
-        const int count = int(min<int64_t>(kGroup, terms.count - t));
-        for (int k = 0; k < count; k++) y[k] = terms.y[t + k] + first;
-        const auto add = count == 4   ? add_terms<4>
-                         : count == 3 ? add_terms<3>
-                         : count == 2 ? add_terms<2>
-                         : count == 1 ? add_terms<1>
-                                      : add_terms<0>;
-        add(y, terms.factors + t * period, t == 0 ? terms.constant : nullptr, period, n, out);
-        t += kGroup;
-      } while (t < terms.count);
-    }
+  // Small tensors are cut finer, so that there is a task for every thread.
+  const int64_t period = plan.period, block = period * max<int64_t>(1, kBlock / period);
+  const int64_t chunk = block * min(max<int64_t>(1, elements / 64 / block), max<int64_t>(1, kChunk / block));
+  parallel_for(context, (elements + chunk - 1) / chunk, [&](int64_t task, int) {
+    const int64_t first = task * chunk, end = min(first + chunk, elements);
+    for (int group = 0; group < plan.groups; group++)
+      for (int64_t start = first; start < end; start += block)
+        for (int64_t v = 0; v < a->variants; v++) {
+          const int64_t index = v * plan.groups + group;
+          const int count = plan.counts[index];
+          const float* y[kGroup];
+          for (int k = 0; k < count; k++) y[k] = plan.y[index * kGroup + k] + start;
+          // A term that all variants share is prefetched by the first.
+          const auto add = v == 0 || !plan.shared[group] ? add_functions<true>[count] : add_functions<false>[count];
+          add(y, plan.factors + index * kGroup * period, group == 0 ? plan.constants + v * period : nullptr, period,
+              min(block, end - start), a->out + v * elements + start);
+        }
   });
   return PN_OK;
 }
@@ -232,11 +271,9 @@ int32_t mixed_sum_backward(pn_context* context, const pn_mixed_sum* a) {
     float* own = sums + image * rows;
     for (int c = 0; c < channels; c += kLanes)
       sum_gradient(a->g + image * a->pixels * channels + c, a->pixels, channels, min(kLanes, channels - c), own + c);
-    // Eight accumulators hide the latency of the multiply-adds.
-    int c = 0;
-    for (; c + 3 * kLanes < channels; c += 4 * kLanes) image_sums<2, 4>(a, image, own, c);
-    for (; c + kLanes < channels; c += 2 * kLanes) image_sums<4, 2>(a, image, own, c);
-    for (; c < channels; c += kLanes) image_sums<8, 1>(a, image, own, c);
+    int t = 0;
+    for (; t + kGroup <= a->term_count; t += kGroup) add_products<kGroup>(a, image, t, own);
+    for (; t < a->term_count; t++) add_products<1>(a, image, t, own);
     for (int t = 0; t < a->term_count; t++)
       if (const float* normalization = a->terms[t].normalization)
         for (int i = 0; i < channels; i++) own[int64_t(1 + t) * channels + i] *= normalization[2 * channels + i];

@@ -2,10 +2,9 @@
 //
 // Forward is separable: every input row is reduced horizontally once into a ring of three row buffers, and an output
 // row combines up to three of them. Taking the first maximum along the rows and then the first row with the largest
-// value gives the first maximum in row-major order. Backward gathers: an input pixel sums the gradients of the windows
-// that contain it (for the maximum: of those whose argmax points at it), from a ring of three rows of output gradients.
-// Rows are flat arrays of pixels * channels wherever neighbours are a constant distance apart, so that any channel
-// count fills the vectors.
+// value gives the first maximum in row-major order. Rows are flat arrays of pixels * channels wherever neighbours are a
+// constant distance apart, so that any channel count fills the vectors. Backward walks along an output row, with the
+// shares of the input pixels that later windows also contain in registers, and adds them to the three input rows.
 #include "cpu/context.h"
 #include "cpu/simd.h"
 
@@ -147,10 +146,12 @@ struct Rows {
   float* values;
   int32_t* positions;
   int64_t pitch;
-  Rows(pn_context* context, int thread, int64_t row) : pitch((row + 2 * kLanes - 1) / kLanes * kLanes) {
-    values = static_cast<float*>(context->local[thread].get(6 * pitch * 4));
-    positions = reinterpret_cast<int32_t*>(values + 3 * pitch);
-  }
+  static int64_t pitch_of(int64_t row) { return (row + 2 * kLanes - 1) / kLanes * kLanes; }
+  static int64_t bytes(int64_t row) { return 6 * pitch_of(row) * 4; }
+  Rows(void* memory, int64_t row)
+      : values(static_cast<float*>(memory)),
+        positions(static_cast<int32_t*>(memory) + 3 * pitch_of(row)),
+        pitch(pitch_of(row)) {}
 };
 
 template <bool Max, bool Positions>
@@ -198,95 +199,85 @@ void forward_image(const pn_pool* a, int64_t image, const Rows& rows) {
   }
 }
 
-// One window of a gather: the gradients of its outputs, and (maximum) their positions and the one that is this input
-// pixel.
-struct Window {
-  const float* dy;
-  const int32_t* positions;
-  int32_t position;
+// What one output row adds to the three input rows that its windows cover.
+struct RowGradient {
+  const float* g;
+  const float* y;           // null without coefficients
+  const uint8_t* argmax;    // null for the average
+  float* dx[3];             // a row outside the image is one of scratch memory
+  bool add[3];              // else the row is assigned
+  float inverse_counts[4];  // average: 1 / pixels of a window with 1..3 columns
 };
 
-template <bool Max>
-PN_INLINE void gather(const Window* windows, int count, int64_t n, bool accumulate, float* dx) {
-  for_vectors(n, [&](int64_t i, int lanes) {
-    vec sum = accumulate ? load_partial(dx + i, lanes) : vec{};
-    for (int k = 0; k < count; k++) {
-      const vec dy = load_partial(windows[k].dy + i, lanes);
+template <bool Max, int Stride>
+void scatter_row(const pn_pool* a, const RowGradient& row) {
+  const int channels = a->channels, width = a->width, out_width = out_extent(width, Stride);
+  for_vectors(channels, [&](int64_t c, int lanes) {
+    vec factor = splat(1), slope{}, constant{};
+    if (row.y) {
+      factor = load_partial(a->coefficients + c, lanes);
+      slope = load_partial(a->coefficients + channels + c, lanes);
+      constant = load_partial(a->coefficients + 2 * channels + c, lanes);
+    }
+    const auto put = [&](int ky, int ix, vec share) {
+      float* to = row.dx[ky] + int64_t(ix) * channels + c;
+      store_partial(to, row.add[ky] ? share + load_partial(to, lanes) : share, lanes);
+    };
+    vec left[3]{};   // stride 1: shares of input pixel ox - 1 so far
+    vec right[3]{};  // shares of the last input pixel of the window before
+    for (int ox = 0; ox < out_width; ox++) {
+      const int64_t at = int64_t(ox) * channels + c;
+      vec dy = load_partial(row.g + at, lanes);
+      if (row.y) dy = factor * dy + slope * load_partial(row.y + at, lanes) + constant;
+      ivec position{};
       if constexpr (Max)
-        sum += load(windows[k].positions + i) == windows[k].position ? dy : vec{};
+        position = load_positions(row.argmax + at, lanes);
       else
-        sum += dy;
-    }
-    store_partial(dx + i, sum, lanes);
-  });
-}
-
-// dy = factor * (a g + b y + c) for n outputs; coefficients: three rows of length out_row, or null.
-void pending_gradient(const float* g, const float* y, const float* coefficients, int64_t out_row, int64_t n,
-                      float factor, float* dy) {
-  for_vectors(n, [&](int64_t i, int lanes) {
-    vec d = load_partial(g + i, lanes);
-    if (coefficients)
-      d = load_partial(coefficients + i, lanes) * d +
-          load_partial(coefficients + out_row + i, lanes) * load_partial(y + i, lanes) +
-          load_partial(coefficients + 2 * out_row + i, lanes);
-    store_partial(dy + i, splat(factor) * d, lanes);
-  });
-}
-
-template <bool Max>
-void backward_image(const pn_pool* a, int64_t image, const float* coefficients, const Rows& rows) {
-  const int channels = a->channels, out_height = out_extent(a->height, a->stride);
-  const int out_width = out_extent(a->width, a->stride);
-  const int64_t row = int64_t(a->width) * channels, out_row = int64_t(out_width) * channels;
-  const int64_t out_image = image * out_height * out_row;
-  float* dx = a->dx + image * a->height * row;
-  int loaded = 0;  // output rows in the ring so far
-  for (int iy = 0; iy < a->height; iy++, dx += row) {
-    int window_rows[3], window_ky[3], row_count = 0;
-    for (int ky = 2; ky >= 0; ky--) {
-      const int start = iy + 1 - ky;
-      if (start < 0 || start % a->stride != 0 || start / a->stride >= out_height) continue;
-      window_rows[row_count] = start / a->stride;
-      window_ky[row_count++] = ky;
-    }
-    for (; loaded <= window_rows[row_count - 1]; loaded++) {
-      const int64_t from = out_image + loaded * out_row, slot = loaded % 3 * rows.pitch;
-      const float* y = coefficients ? a->y + from : nullptr;
-      if (Max) {
-        pending_gradient(a->g + from, y, coefficients, out_row, out_row, 1, rows.values + slot);
-        for_vectors(out_row, [&](int64_t i, int lanes) {
-          store(rows.positions + slot + i, load_positions(a->argmax + from + i, lanes));
-        });
-      } else {
-        const int taps = taps_inside(loaded, a->height, a->stride).count;
-        for (int ox = 0, run; ox < out_width; ox += run) {
-          run = ox == 1 && out_width > 2 ? out_width - 2 : 1;
-          const int64_t at = int64_t(ox) * channels;
-          const int count = taps * taps_inside(ox, a->width, a->stride).count;
-          pending_gradient(a->g + from + at, y ? y + at : nullptr, coefficients ? coefficients + at : nullptr, out_row,
-                           int64_t(run) * channels, 1.0f / float(count), rows.values + slot + at);
+        dy *= splat(row.inverse_counts[taps_inside(ox, width, Stride).count]);
+      for (int ky = 0; ky < 3; ky++) {
+        vec share[3];
+        for (int kx = 0; kx < 3; kx++) share[kx] = !Max ? dy : position == 3 * ky + kx ? dy : vec{};
+        if constexpr (Stride == 1) {
+          if (ox > 0) put(ky, ox - 1, left[ky] + share[0]);
+          left[ky] = right[ky] + share[1];
+        } else {
+          if (ox > 0) put(ky, 2 * ox - 1, right[ky] + share[0]);
+          put(ky, 2 * ox, share[1]);
         }
+        right[ky] = share[2];
       }
     }
-    for (int ix = 0, run; ix < a->width; ix += run) {
-      run = a->stride == 1 && ix == 1 && a->width > 2 ? a->width - 2 : 1;
-      Window windows[9];
-      int count = 0;
-      for (int r = 0; r < row_count; r++)
-        for (int kx = 2; kx >= 0; kx--) {
-          const int start = ix + 1 - kx;
-          if (start < 0 || start % a->stride != 0 || start / a->stride >= out_width) continue;
-          const int64_t at = window_rows[r] % 3 * rows.pitch + int64_t(start / a->stride) * channels;
-          windows[count++] = {rows.values + at, rows.positions + at, window_ky[r] * 3 + kx};
-        }
-      const int64_t n = int64_t(run) * channels;
-      float* to = dx + int64_t(ix) * channels;
-      if (count == 9)
-        gather<Max>(windows, 9, n, a->accumulate, to);
-      else
-        gather<Max>(windows, count, n, a->accumulate, to);
+    for (int ky = 0; ky < 3; ky++) {
+      if (Stride == 1)
+        put(ky, width - 1, left[ky]);
+      else if (width % 2 == 0)
+        put(ky, width - 1, right[ky]);
     }
+  });
+}
+
+template <bool Max>
+void backward_image(const pn_pool* a, int64_t image, float* outside) {
+  const int out_height = out_extent(a->height, a->stride), out_width = out_extent(a->width, a->stride);
+  const int64_t in_row = int64_t(a->width) * a->channels, out_row = int64_t(out_width) * a->channels;
+  float* dx = a->dx + image * a->height * in_row;
+  int begun = 0;  // input rows that have been assigned
+  for (int oy = 0; oy < out_height; oy++) {
+    const int64_t out = (image * out_height + oy) * out_row;
+    RowGradient row{a->g + out, a->coefficients ? a->y + out : nullptr, Max ? a->argmax + out : nullptr, {}, {}, {}};
+    for (int ky = 0; ky < 3; ky++) {
+      const int iy = oy * a->stride - 1 + ky;
+      const bool inside = iy >= 0 && iy < a->height;
+      row.dx[ky] = inside ? dx + iy * in_row : outside;
+      row.add[ky] = inside && (a->accumulate || iy < begun);
+    }
+    begun = oy * a->stride + 2;
+    const int taps = taps_inside(oy, a->height, a->stride).count;
+    for (int columns = 1; columns <= 3; columns++) row.inverse_counts[columns] = 1.0f / float(taps * columns);
+    if (a->stride == 1)
+      scatter_row<Max, 1>(a, row);
+    else
+      scatter_row<Max, 2>(a, row);
   }
 }
 
@@ -298,12 +289,10 @@ int32_t check(const pn_pool* a, const char* name) {
   return PN_OK;
 }
 
-// Row buffers of every thread, before any output is written.
-int32_t reserve_rows(pn_context* context, const pn_pool* a, const char* name) {
-  const int64_t out_row = int64_t(out_extent(a->width, a->stride)) * a->channels;
+// Gets every thread's row buffers, before any output is written.
+int32_t reserve(pn_context* context, int64_t bytes, const char* name) {
   for (int thread = 0; thread < context->pool.threads(); thread++)
-    if (!Rows(context, thread, out_row).values)
-      return fail(PN_OUT_OF_MEMORY, "%s: no memory for the row buffers", name);
+    if (!context->local[thread].get(bytes)) return fail(PN_OUT_OF_MEMORY, "%s: no memory for the row buffers", name);
   return PN_OK;
 }
 
@@ -311,10 +300,10 @@ template <bool Max>
 int32_t forward(pn_context* context, const pn_pool* a, const char* name) {
   if (const int32_t status = check(a, name)) return status;
   PN_REQUIRE(a->x && a->y, "%s: x or y is null", name);
-  if (const int32_t status = reserve_rows(context, a, name)) return status;
   const int64_t out_row = int64_t(out_extent(a->width, a->stride)) * a->channels;
+  if (const int32_t status = reserve(context, Rows::bytes(out_row), name)) return status;
   parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
-    const Rows rows(context, thread, out_row);
+    const Rows rows(context->local[thread].get(Rows::bytes(out_row)), out_row);
     if (Max && a->argmax)
       forward_image<Max, Max>(a, image, rows);
     else
@@ -331,20 +320,10 @@ int32_t backward(pn_context* context, const pn_pool* a, const char* name) {
   PN_REQUIRE(!Max || a->argmax, "%s: argmax is null", name);
   PN_REQUIRE(!a->coefficients || a->y, "%s: y is null, but the gradient's coefficients need it", name);
   if (!a->dx) return PN_OK;
-  if (const int32_t status = reserve_rows(context, a, name)) return status;
-  const int out_width = out_extent(a->width, a->stride);
-  const int64_t out_row = int64_t(out_width) * a->channels;
-  float* coefficients = nullptr;  // repeated along a row
-  if (a->coefficients) {
-    coefficients = static_cast<float*>(context->shared.get(3 * out_row * 4));
-    if (!coefficients) return fail(PN_OUT_OF_MEMORY, "%s: no memory for the coefficients", name);
-    for (int r = 0; r < 3; r++)
-      for (int ox = 0; ox < out_width; ox++)
-        for (int c = 0; c < a->channels; c++)
-          coefficients[r * out_row + int64_t(ox) * a->channels + c] = a->coefficients[r * a->channels + c];
-  }
+  const int64_t bytes = int64_t(a->width) * a->channels * 4;
+  if (const int32_t status = reserve(context, bytes, name)) return status;
   parallel_for(context, a->images, [&](int64_t image, int thread) {
-    backward_image<Max>(a, image, coefficients, Rows(context, thread, out_row));
+    backward_image<Max>(a, image, static_cast<float*>(context->local[thread].get(bytes)));
   });
   return PN_OK;
 }

@@ -34,23 +34,40 @@ constexpr int rows_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 
 // How a number of vectors is divided for the pointwise products: the width of the next block.
 PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
 
-// Calls f with the compile-time width of every block: f(Width<V>, first vector).
-template <int V>
-struct Width {
-  static constexpr int value = V;
+template <auto V>
+struct Constant {
+  static constexpr auto value = V;
 };
+// Calls f(Constant<width>, first vector) for every block.
 template <class F>
 PN_INLINE void for_blocks(int vectors, F f) {
   for (int v = 0; v < vectors;) {
     const int width = block_width(vectors - v);
     if (width == 3)
-      f(Width<3>{}, v);
+      f(Constant<3>{}, v);
     else if (width == 2)
-      f(Width<2>{}, v);
+      f(Constant<2>{}, v);
     else
-      f(Width<1>{}, v);
+      f(Constant<1>{}, v);
     v += width;
   }
+}
+
+// Calls f with a constant that tells whether the vector is full; for f's loads and stores of `lanes` lanes.
+template <class F>
+PN_INLINE void with_lanes(int lanes, F f) {
+  if (lanes >= L)
+    f(Constant<true>{});
+  else
+    f(Constant<false>{});
+}
+template <bool kFull>
+PN_INLINE vec load_lanes(const float* p, int lanes) {
+  return kFull ? load(p) : load_partial(p, lanes);
+}
+template <bool kFull>
+PN_INLINE void store_lanes(float* p, vec v, int lanes) {
+  kFull ? store(p, v) : store_partial(p, v, lanes);
 }
 
 // A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): it is an
@@ -301,21 +318,32 @@ void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t 
   });
 }
 
-// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one.
-void fill_row(const Shape& s, const float* x, const float* normalization, int row, const Ring& ring) {
+// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one. `ahead` is the
+// distance in floats to the row that will take this one's turn in the next tile, for the caches.
+void fill_row(const Shape& s, const float* x, const float* normalization, int row, int64_t ahead, const Ring& ring) {
   const int64_t stride = int64_t(s.step) * s.in_channels;
   x += int64_t(row) * s.step * s.width * s.in_channels;
   for (int v = 0; v < s.in_vectors; v++) {
     const int n = min(L, s.in_channels - v * L);
     const float* from = x + v * L;
     float* to = ring.memory + v * ring.plane() + ring.offset(row) + ring.left * L;
-    if (normalization) {
-      const vec scale = load_partial(normalization + v * L, n);
-      const vec shift = load_partial(normalization + s.in_channels + v * L, n);
-      for (int i = 0; i < s.grid_w; i++) store(to + i * L, relu(scale * load_partial(from + i * stride, n) + shift));
-    } else {
-      for (int i = 0; i < s.grid_w; i++) store(to + i * L, relu(load_partial(from + i * stride, n)));
-    }
+    with_lanes(n, [&](auto full) PN_LAMBDA_INLINE {
+      if (normalization) {
+        const vec scale = load_partial(normalization + v * L, n);
+        const vec shift = load_partial(normalization + s.in_channels + v * L, n);
+#pragma GCC unroll 4
+        for (int i = 0; i < s.grid_w; i++, from += stride) {
+          __builtin_prefetch(from + ahead);
+          store(to + i * L, relu(scale * load_lanes<full.value>(from, n) + shift));
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < s.grid_w; i++, from += stride) {
+          __builtin_prefetch(from + ahead);
+          store(to + i * L, relu(load_lanes<full.value>(from, n)));
+        }
+      }
+    });
   }
 }
 
@@ -389,12 +417,14 @@ PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, flo
     const vec shift = before == 0 ? sum[0][v] : load(mean + v * L);
     vec s1 = vec{}, s2 = vec{};
     if (count >= P) {
+      vec t1 = vec{}, t2 = vec{};  // two chains each, to cover the latency of additions
 #pragma GCC unroll 16
-      for (int p = 0; p < P; p++) {
-        const vec d = sum[p][v] - shift;
-        s1 += d;
-        s2 += d * d;
+      for (int p = 0; p < P; p += 2) {
+        const vec d = sum[p][v] - shift, e = sum[p + 1][v] - shift;
+        s1 += d, t1 += e;
+        s2 += d * d, t2 += e * e;
       }
+      s1 += t1, s2 += t2;
     } else {
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++)
@@ -419,6 +449,7 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
   DepthwiseRow* kernel = select_row(s.kernel, s.stride, s.dilation);
   const int tile_rows = s.tile_rows(s.out_w, s.in_vectors);
   const Ring ring_shape = input_ring(s, tile_rows);
+  const int64_t ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
   const int64_t ring_size = ring_shape.floats(s.in_vectors);
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
@@ -450,7 +481,8 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
     int filled = 0;
     for (int oy = 0; oy < s.out_h; oy += tile_rows) {
       const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
-      for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
+      for (const int needed = input_end(s, end); filled < needed; filled++)
+        fill_row(s, x, normalization, filled, ahead, ring);
       for (int row = oy; row < end; row++)
         depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
       float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
@@ -514,26 +546,31 @@ void pack_flipped(const Shape& s, const float* weights, float* packed) {
 template <bool kNormalized, bool kAccumulate, bool kSums>
 void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
                 const float* normalization, float* sums) {
-  const vec scale = load(normalization), shift = load(normalization + L);
-  const vec deviation = load(normalization + 2 * L), mean = load(normalization + 3 * L);
-  vec s0 = vec{}, s1 = vec{};
-  for (int i = 0; i < pixels; i++, x += stride) {
-    const vec value = load_partial(x, lanes);
-    const vec n = kNormalized ? scale * value + shift : value;
-    vec d = n > 0.0f ? load(contribution + i * L) : vec{};
-    if (dx) {
-      if (kAccumulate) d += load_partial(dx, lanes);
-      store_partial(dx, d, lanes);
-      dx += stride;
-    }
-    if (kSums) {
-      s0 += d;
-      s1 += d * (deviation * (value - mean));
-    }
-  }
+  const vec scale = load(normalization), shift = load(normalization + L), mean = load(normalization + 3 * L);
+  constexpr int U = 4;  // independent sums, to cover the latency of additions
+  vec s0[U] = {}, s1[U] = {};
+  with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
+    const auto pixel = [&](vec& sum, vec& product) PN_LAMBDA_INLINE {
+      const vec value = load_lanes<full.value>(x, lanes);
+      const vec n = kNormalized ? scale * value + shift : value;
+      vec d = n > 0.0f ? load(contribution) : vec{};
+      if (kAccumulate) d += load_lanes<full.value>(dx, lanes);
+      store_lanes<full.value>(dx, d, lanes);
+      if (kSums) {
+        sum += d;
+        product += d * (value - mean);
+      }
+      contribution += L, x += stride, dx += stride;
+    };
+    int i = 0;
+    for (; i + U <= pixels; i += U)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) pixel(s0[u], s1[u]);
+    for (; i < pixels; i++) pixel(s0[0], s1[0]);
+  });
   if (kSums) {
-    store(sums, load(sums) + s0);
-    store(sums + L, load(sums + L) + s1);
+    store(sums, load(sums) + ((s0[0] + s0[1]) + (s0[2] + s0[3])));
+    store(sums + L, load(sums + L) + load(normalization + 2 * L) * ((s1[0] + s1[1]) + (s1[2] + s1[3])));
   }
 }
 typedef void FinishRow(const float*, const float*, float*, int, int, int, const float*, float*);
@@ -552,21 +589,30 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
     vec c[3] = {};
     if (a.coefficients)
       for (int i = 0; i < 3; i++) c[i] = load_partial(a.coefficients + i * s.out_channels + v * L, n);
-    for (int row = oy; row < end; row++) {
-      const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
-      const float* g = a.g + offset;
-      float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
-      if (a.coefficients) {
-        const float* y = a.y + offset;
-        for (int i = 0; i < s.out_w; i++) {
-          const int64_t pixel = int64_t(i) * s.out_channels;
-          store(out + i * L, c[0] * load_partial(g + pixel, n) + (c[1] * load_partial(y + pixel, n) + c[2]));
+    with_lanes(n, [&](auto full) PN_LAMBDA_INLINE {
+      for (int row = oy; row < end; row++) {
+        const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
+        const float* g = a.g + offset;
+        float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
+        const int64_t ahead = int64_t(end - oy) * s.out_w * s.out_channels;
+        if (a.coefficients) {
+          const float* y = a.y + offset;
+#pragma GCC unroll 4
+          for (int i = 0; i < s.out_w; i++, g += s.out_channels, y += s.out_channels) {
+            __builtin_prefetch(g + ahead);
+            __builtin_prefetch(y + ahead);
+            store(out + i * L, c[0] * load_lanes<full.value>(g, n) + (c[1] * load_lanes<full.value>(y, n) + c[2]));
+          }
+        } else {
+#pragma GCC unroll 4
+          for (int i = 0; i < s.out_w; i++, g += s.out_channels) {
+            __builtin_prefetch(g + ahead);
+            store(out + i * L, load_lanes<full.value>(g, n));
+          }
         }
-      } else {
-        for (int i = 0; i < s.out_w; i++) store(out + i * L, load_partial(g + int64_t(i) * s.out_channels, n));
+        for (int i = s.out_w; i < row_pixels; i++) store(out + i * L, vec{});
       }
-      for (int i = s.out_w; i < row_pixels; i++) store(out + i * L, vec{});
-    }
+    });
   }
 }
 
@@ -576,12 +622,15 @@ struct BackwardPlan {
   bool want_dx, want_depthwise, want_pointwise;
   int tile_rows, row_pixels;
   int64_t plane;  // of dy and z
+  int64_t ahead;  // from an input row to the one in the next tile
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseRow *forward, *backward[2];
   DepthwiseGradient* gradient;
   FinishRow* finish;
-  int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size, local_size;
+  int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
+  int64_t unwanted_size;  // a row of dx that nobody asked for (only its sums)
+  int64_t local_size;
   int64_t taps_size, matrix_size;  // gradients of one group
 
   explicit BackwardPlan(const pn_depthwise_pointwise& a)
@@ -592,9 +641,10 @@ struct BackwardPlan {
     row_pixels = round_up(s.out_w, 8);
     tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
     plane = int64_t(tile_rows) * row_pixels * L;
+    ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
     forward = select_row(s.kernel, s.stride, s.dilation);
     gradient = select_gradient(s);
-    finish = select_finish(a.x_normalization, a.accumulate, a.gradient_sums);
+    finish = select_finish(a.x_normalization, a.accumulate && a.dx, a.gradient_sums);
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation);
     dz_ring.left = 0;
@@ -612,7 +662,8 @@ struct BackwardPlan {
     dz_size = want_depthwise || want_dx ? dz_ring.floats(s.in_vectors) : 0;
     contribution_size = want_dx ? int64_t(s.width + 2 * kRowPixels * s.step) * L : 0;
     sums_size = want_dx ? int64_t(s.in_vectors) * (2 + 4) * L : 0;
-    local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size;
+    unwanted_size = want_dx && !a.dx ? int64_t(s.width) * s.in_channels : 0;
+    local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size + unwanted_size;
     taps_size = want_depthwise ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
     matrix_size = want_pointwise ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
   }
@@ -644,8 +695,9 @@ int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const Bac
       }
       if (!on_grid)
         for (int i = 0; i < s.width; i++) store(contribution + i * L, vec{});
+      float* unwanted = sums + plan.sums_size;
       const int64_t offset = image * s.in_size() + int64_t(row) * s.width * s.in_channels + v * L;
-      plan.finish(contribution, a.x + offset, a.dx ? a.dx + offset : nullptr, s.width, s.in_channels,
+      plan.finish(contribution, a.x + offset, a.dx ? a.dx + offset : unwanted + v * L, s.width, s.in_channels,
                   min(L, s.in_channels - v * L), normalization + v * 4 * L, sums + v * 2 * L);
     }
   }
@@ -690,7 +742,7 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
                 });
     if (plan.x_size)
       for (const int needed = input_end(s, end); filled < needed; filled++)
-        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
+        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, plan.ahead, x);
     if (plan.want_pointwise) {
       for (int row = oy; row < end; row++)
         depthwise(s, x, plan.forward, weights.depthwise, row, z + int64_t(row - oy) * plan.row_pixels * L, plan.plane);

@@ -418,6 +418,7 @@ public static class KernelCases
     }
 
     /// <param name="terms">Per term: its variants, whether it is normalised, and the column of its weight.</param>
+    /// <param name="absent">A term whose operation did not run (forward only): its weights are zero and it has no y.</param>
     public static KernelCase MixedSum(
         int variants,
         int images,
@@ -426,8 +427,10 @@ public static class KernelCases
         (int Variants, bool Normalization, int Index)[] terms,
         int weightStride,
         bool weights = true,
-        bool weightGradients = true)
+        bool weightGradients = true,
+        int absent = -1)
     {
+        var hasBackward = variants == 1 && absent < 0;
         unsafe void Call(KernelAddresses at, Action<MixedSumArgs> kernel)
         {
             var memory = terms.Select((term, t) => new TermArgs
@@ -457,24 +460,33 @@ public static class KernelCases
         var count = variants * images * pixels * channels;
         var shape = $"v{variants} n{images} p{pixels} c{channels} terms[" +
             string.Join(' ', terms.Select(term => $"v{term.Variants}{(term.Normalization ? "n" : "")}@{term.Index}")) +
-            $"]of{weightStride}{(weights ? "" : " noweights")}{(weightGradients ? "" : " noweightgradients")}";
+            $"]of{weightStride}{(weights ? "" : " noweights")}{(weightGradients ? "" : " noweightgradients")}" +
+            (absent < 0 ? "" : $" without{absent}");
         var kernelCase = new KernelCase("mixed_sum", shape)
         {
             Forward = (backend, at) => Call(at, a => backend.MixedSumForward(a)),
-            Backward = variants > 1 ? null : (backend, at) => Call(at, a => backend.MixedSumBackward(a)),
+            Backward = !hasBackward ? null : (backend, at) => Call(at, a => backend.MixedSumBackward(a)),
             ForwardFlops = 4.0 * count * terms.Length,
-            BackwardFlops = variants > 1 ? 0 : (3.0 * terms.Length + 1) * count,
+            BackwardFlops = hasBackward ? (3.0 * terms.Length + 1) * count : 0,
         };
         for (var t = 0; t < terms.Length; t++)
         {
+            if (t == absent)
+                continue;
             kernelCase.Input($"y{t}", terms[t].Variants * images * pixels * channels);
             if (terms[t].Normalization)
                 AddNormalization(kernelCase, $"normalization{t}", terms[t].Variants, channels);
         }
         if (weights)
-            kernelCase.Input("weights", variants * weightStride, 0.25, 0.5);
+            kernelCase.Input("weights", BufferKind.Real, variants * weightStride, (stream, continuous) =>
+            {
+                var values = KernelCase.Normal(variants * weightStride, 0.25, 0.5, 0)(stream, continuous);
+                for (var v = 0; absent >= 0 && v < variants; v++)
+                    values[v * weightStride + terms[absent].Index] = 0;
+                return values;
+            });
         kernelCase.Output("out", count);
-        if (variants > 1)
+        if (!hasBackward)
             return kernelCase;
         kernelCase.Input("g", count);
         var rows = 1 + terms.Length;
@@ -692,6 +704,7 @@ public static class KernelCases
         yield return DepthwisePointwise(9, 7, 16, 32, 3, 2, 1, new(Variants: 2, Statistics: false));
         yield return DepthwisePointwise(8, 8, 16, 16, 3, 1, 1, new(Statistics: false, Coefficients: false));
         yield return DepthwisePointwise(8, 8, 16, 16, 3, 1, 1, new(Accumulate: true));
+        yield return DepthwisePointwise(8, 7, 20, 16, 3, 1, 1, new(Accumulate: true, Normalization: true));
         yield return DepthwisePointwise(9, 8, 20, 12, 5, 2, 2, new(Accumulate: true, Coefficients: false));
         yield return DepthwisePointwise(8, 8, 16, 16, 5, 1, 1, new(Normalization: true, Wanted: Wanted.Input));
         yield return DepthwisePointwise(8, 8, 16, 16, 5, 1, 1, new(Normalization: true, Wanted: Wanted.Weights));
@@ -785,6 +798,8 @@ public static class KernelCases
         yield return MixedSum(4, 2, 25, 16, [(1, true, 0), (4, true, 1), (1, false, 2), (4, false, 3)], 5);
         yield return MixedSum(3, 1, 9, 11, [(1, true, 2), (1, true, 1)], 3);
         yield return MixedSum(3, 2, 9, 16, [(3, true, 0)], 1, weights: false);
+        yield return MixedSum(1, 2, 9, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, absent: 1);
+        yield return MixedSum(2, 2, 9, 20, [(1, false, 0), (2, true, 1)], 2, absent: 0);
 
         foreach (var count in new[] { 1, 15, 1000, 70_001 })
             yield return ScaledCopy(count, weight: count != 15, accumulate: count > 15);

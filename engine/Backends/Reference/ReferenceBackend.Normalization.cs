@@ -101,14 +101,21 @@ public sealed unsafe partial class ReferenceBackend
         CheckMixedSum(a);
         Require(a.Out != 0);
         var perVariant = a.Images * a.Pixels * a.Channels;
-        var weights = LoadOptional(a.Weights, (long)a.Variants * a.WeightStride);
+        var stride = a.WeightStride;
+        var weights = LoadOptional(a.Weights, (long)a.Variants * stride);
         var output = new double[a.Variants * perVariant];
         foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
         {
+            // A term is not read where its weight is zero: the operation did not run.
+            var column = term.WeightIndex;
+            var used = Enumerable.Range(0, a.Variants).Where(v => weights == null || weights[v * stride + column] != 0).ToArray();
+            if (used.Length == 0)
+                continue;
+            Require(term.Y != 0);
             var normalized = NormalizedTerm(a, term);
-            for (var v = 0; v < a.Variants; v++)
+            foreach (var v in used)
             {
-                var weight = weights?[v * a.WeightStride + term.WeightIndex] ?? 1;
+                var weight = weights?[v * stride + column] ?? 1;
                 var source = term.Variants == 1 ? 0 : v * perVariant;
                 for (var i = 0; i < perVariant; i++)
                     output[v * perVariant + i] += weight * normalized[source + i];
@@ -122,6 +129,8 @@ public sealed unsafe partial class ReferenceBackend
         CheckMixedSum(a);
         Require(a.Variants == 1);
         Require(a.G != 0);
+        foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
+            Require(term.Y != 0);
         var g = Load(a.G, (long)a.Images * a.Pixels * a.Channels);
         var rows = 1 + a.TermCount;
         var sums = new double[a.Images * rows * a.Channels];
@@ -158,7 +167,6 @@ public sealed unsafe partial class ReferenceBackend
         Require(a.TermCount == 0 || a.Terms != 0);
         foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
         {
-            Require(term.Y != 0);
             Require(term.Variants == 1 || term.Variants == a.Variants);
             Require(a.Weights == 0 && a.WeightGradients == 0 || term.WeightIndex >= 0 && term.WeightIndex < a.WeightStride);
         }

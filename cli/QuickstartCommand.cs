@@ -4,6 +4,7 @@ using PerturbNas.Search;
 using PerturbNas.Selection;
 using PerturbNas.Spaces;
 using PerturbNas.Training;
+using Spectre.Console;
 
 namespace PerturbNas.Cli;
 

@@ -22,6 +22,7 @@ constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 constexpr int kTileBytes = 8 << 10;  // of the depthwise output
 constexpr int kGroups = 32;          // partial sums of weight gradients
+constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
@@ -547,6 +548,7 @@ template <bool kNormalized, bool kAccumulate, bool kSums>
 void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
                 const float* normalization, float* sums) {
   const vec scale = load(normalization), shift = load(normalization + L), mean = load(normalization + 3 * L);
+  const int64_t ahead = int64_t(kRowsAhead) * pixels * stride;
   constexpr int U = 4;  // independent sums, to cover the latency of additions
   vec s0[U] = {}, s1[U] = {};
   with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
@@ -554,6 +556,8 @@ void finish_row(const float* contribution, const float* x, float* dx, int pixels
       const vec value = load_lanes<full.value>(x, lanes);
       const vec n = kNormalized ? scale * value + shift : value;
       vec d = n > 0.0f ? load(contribution) : vec{};
+      __builtin_prefetch(x + ahead);
+      __builtin_prefetch(dx + ahead, 1);
       if (kAccumulate) d += load_lanes<full.value>(dx, lanes);
       store_lanes<full.value>(dx, d, lanes);
       if (kSums) {

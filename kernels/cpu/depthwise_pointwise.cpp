@@ -241,10 +241,21 @@ DepthwiseGradient* select_gradient(const Shape& s) {
                            : select_gradient<1, 1>(s.kernel);
 }
 
-// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums, first
-// pixel) takes it.
-template <int P, int V, class Finish>
-PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Finish finish) {
+// Memory that the next tile will read, brought into the cache while this one multiplies.
+struct Ahead {
+  const float *next, *end;
+  PN_INLINE void step() {
+    if (next < end) {
+      __builtin_prefetch(next);
+      next += 16;
+    }
+  }
+};
+
+// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
+template <int P, int V, int A, class Finish>
+PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Ahead (&ahead)[A],
+                            Finish finish) {
   vec sum[P][V];
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++)
@@ -253,6 +264,8 @@ PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const floa
   for (int k0 = 0; k0 < depth; k0 += L, a += plane) {
     const int n = min(L, depth - k0);
     for (int k = 0; k < n; k++, w += V * L) {
+#pragma GCC unroll 4
+      for (int i = 0; i < A; i++) ahead[i].step();
       vec b[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) b[v] = load(w + v * L);
@@ -269,18 +282,18 @@ PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const floa
 
 // For all blocks of pixels and of columns: finish(sums[P][V], first pixel, first vector). Pixels beyond the last are
 // computed with whatever the buffer holds.
-template <class Finish>
+template <int A, class Finish>
 PN_INLINE void product(const float* a, int64_t plane, int pixels, int depth, const float* w, int vectors,
-                       Finish finish) {
+                       Ahead (&ahead)[A], Finish finish) {
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
     constexpr int V = decltype(width)::value, P = pixels_of(V);
     const float* columns = w + int64_t(v0) * depth * L;
     int p0 = 0;
     for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
-      product_tile<P, V>(a + p0 * L, plane, depth, columns,
+      product_tile<P, V>(a + p0 * L, plane, depth, columns, ahead,
                          [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
     if (P == 16 && p0 < pixels)
-      product_tile<8, V>(a + p0 * L, plane, depth, columns,
+      product_tile<8, V>(a + p0 * L, plane, depth, columns, ahead,
                          [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
   });
 }
@@ -319,9 +332,8 @@ void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t 
   });
 }
 
-// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one. `ahead` is the
-// distance in floats to the row that will take this one's turn in the next tile, for the caches.
-void fill_row(const Shape& s, const float* x, const float* normalization, int row, int64_t ahead, const Ring& ring) {
+// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one.
+void fill_row(const Shape& s, const float* x, const float* normalization, int row, const Ring& ring) {
   const int64_t stride = int64_t(s.step) * s.in_channels;
   x += int64_t(row) * s.step * s.width * s.in_channels;
   for (int v = 0; v < s.in_vectors; v++) {
@@ -334,13 +346,11 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
         const vec shift = load_partial(normalization + s.in_channels + v * L, n);
 #pragma GCC unroll 4
         for (int i = 0; i < s.grid_w; i++, from += stride) {
-          __builtin_prefetch(from + ahead);
           store(to + i * L, relu(scale * load_lanes<full.value>(from, n) + shift));
         }
       } else {
 #pragma GCC unroll 4
         for (int i = 0; i < s.grid_w; i++, from += stride) {
-          __builtin_prefetch(from + ahead);
           store(to + i * L, relu(load_lanes<full.value>(from, n)));
         }
       }
@@ -370,6 +380,12 @@ Ring input_ring(const Shape& s, int tile_rows) {
 // Rows of the grid that tiles up to output row `end` read.
 PN_INLINE int input_end(const Shape& s, int end) {
   return min(s.grid_h, (end - 1) * s.stride - s.padding + s.dilation * (s.kernel - 1) + 1);
+}
+
+// The rows of x that a tile up to output row `end` will read, if `filled` have been read.
+PN_INLINE Ahead input_ahead(const Shape& s, const float* x, int filled, int end) {
+  const int64_t row_size = int64_t(s.step) * s.width * s.in_channels;
+  return {x + filled * row_size, x + (input_end(s, end) - 1) * row_size + int64_t(s.width) * s.in_channels};
 }
 
 // depthwise [K*K][C] to [vectors][K*K][kLanes].
@@ -450,7 +466,6 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
   DepthwiseRow* kernel = select_row(s.kernel, s.stride, s.dilation);
   const int tile_rows = s.tile_rows(s.out_w, s.in_vectors);
   const Ring ring_shape = input_ring(s, tile_rows);
-  const int64_t ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
   const int64_t ring_size = ring_shape.floats(s.in_vectors);
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
@@ -482,12 +497,12 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
     int filled = 0;
     for (int oy = 0; oy < s.out_h; oy += tile_rows) {
       const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
-      for (const int needed = input_end(s, end); filled < needed; filled++)
-        fill_row(s, x, normalization, filled, ahead, ring);
+      for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
       for (int row = oy; row < end; row++)
         depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
       float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors,
+      Ahead ahead[] = {input_ahead(s, x, filled, min(end + tile_rows, s.out_h))};
+      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors, ahead,
               [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                 const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
                 float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
@@ -598,19 +613,15 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
         const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
         const float* g = a.g + offset;
         float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
-        const int64_t ahead = int64_t(end - oy) * s.out_w * s.out_channels;
         if (a.coefficients) {
           const float* y = a.y + offset;
 #pragma GCC unroll 4
           for (int i = 0; i < s.out_w; i++, g += s.out_channels, y += s.out_channels) {
-            __builtin_prefetch(g + ahead);
-            __builtin_prefetch(y + ahead);
             store(out + i * L, c[0] * load_lanes<full.value>(g, n) + (c[1] * load_lanes<full.value>(y, n) + c[2]));
           }
         } else {
 #pragma GCC unroll 4
           for (int i = 0; i < s.out_w; i++, g += s.out_channels) {
-            __builtin_prefetch(g + ahead);
             store(out + i * L, load_lanes<full.value>(g, n));
           }
         }
@@ -626,7 +637,6 @@ struct BackwardPlan {
   bool want_dx, want_depthwise, want_pointwise;
   int tile_rows, row_pixels;
   int64_t plane;  // of dy and z
-  int64_t ahead;  // from an input row to the one in the next tile
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseRow *forward, *backward[2];
@@ -645,7 +655,6 @@ struct BackwardPlan {
     row_pixels = round_up(s.out_w, 8);
     tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
     plane = int64_t(tile_rows) * row_pixels * L;
-    ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
     forward = select_row(s.kernel, s.stride, s.dilation);
     gradient = select_gradient(s);
     finish = select_finish(a.x_normalization, a.accumulate && a.dx, a.gradient_sums);
@@ -733,10 +742,16 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
   for (int oy = 0; oy < s.out_h; oy += plan.tile_rows) {
     const int end = min(oy + plan.tile_rows, s.out_h), rows = end - oy;
     load_gradient(s, a, image, oy, end, plan.row_pixels, dy, plan.plane);
+    const int next_end = min(end + plan.tile_rows, s.out_h);
+    const int64_t next_offset = image * s.out_size() + int64_t(end) * s.out_w * s.out_channels;
+    const int64_t next_size = int64_t(next_end - end) * s.out_w * s.out_channels;
+    Ahead ahead[] = {{a.g + next_offset, a.g + next_offset + next_size},
+                     {a.y + next_offset, a.coefficients ? a.y + next_offset + next_size : nullptr},
+                     plan.x_size ? input_ahead(s, a.x + image * s.in_size(), input_end(s, end), next_end) : Ahead{}};
     if (plan.dz_size)
       for (int row = oy; row < end; row++)
         product(dy + int64_t(row - oy) * plan.row_pixels * L, plan.plane, plan.row_pixels, s.out_channels,
-                weights.transposed, s.in_vectors,
+                weights.transposed, s.in_vectors, ahead,
                 [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                   float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
 #pragma GCC unroll 16
@@ -746,7 +761,7 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
                 });
     if (plan.x_size)
       for (const int needed = input_end(s, end); filled < needed; filled++)
-        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, plan.ahead, x);
+        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
     if (plan.want_pointwise) {
       for (int row = oy; row < end; row++)
         depthwise(s, x, plan.forward, weights.depthwise, row, z + int64_t(row - oy) * plan.row_pixels * L, plan.plane);

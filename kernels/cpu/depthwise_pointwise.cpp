@@ -21,8 +21,8 @@ namespace {
 constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 constexpr int kTileBytes = 8 << 10;  // of the depthwise output
-constexpr int kGroups = 32;          // partial sums of weight gradients
-constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
+constexpr int kGroups = 32;           // partial sums of weight gradients
+constexpr int kRowsAhead = 2;         // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
@@ -402,10 +402,13 @@ void pack_pointwise(const float* weights, int rows, int columns, bool transpose,
   for_blocks((columns + L - 1) / L, [&](auto width, int v0) {
     constexpr int V = decltype(width)::value;
     for (int r = 0; r < rows; r++)
-      for (int i = 0; i < V * L; i++) {
-        const int c = v0 * L + i;
-        const int64_t index = transpose ? int64_t(c) * rows + r : int64_t(r) * columns + c;
-        *packed++ = c < columns ? weights[index] : 0.0f;
+      for (int v = v0; v < v0 + V; v++, packed += L) {
+        const int n = min(L, columns - v * L);
+        if (!transpose) {
+          store(packed, load_partial(weights + int64_t(r) * columns + v * L, n));
+        } else {
+          for (int i = 0; i < L; i++) packed[i] = i < n ? weights[int64_t(v * L + i) * rows + r] : 0.0f;
+        }
       }
   });
 }

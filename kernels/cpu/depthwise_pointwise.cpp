@@ -21,8 +21,8 @@ namespace {
 constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 constexpr int kTileBytes = 8 << 10;  // of the depthwise output
-constexpr int kGroups = 32;           // partial sums of weight gradients
-constexpr int kRowsAhead = 2;         // between the row of dx being written and the one being prefetched
+constexpr int kGroups = 32;          // partial sums of weight gradients
+constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
@@ -487,7 +487,9 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
   for (int thread = 0; thread < context->pool.threads(); thread++)
     PN_REQUIRE_MEMORY(context->local[thread].get(4 * local_size));
 
-  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
+  const int64_t images = int64_t(a->variants) * a->images;
+  const int threads = context->pool.threads();
+  parallel_for(context, images, [&](int64_t image, int thread) {
     Ring ring = ring_shape;
     ring.memory = static_cast<float*>(context->local[thread].get(4 * local_size));
     float* tile = ring.memory + ring_size;
@@ -504,7 +506,11 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
       for (int row = oy; row < end; row++)
         depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
       float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-      Ahead ahead[] = {input_ahead(s, x, filled, min(end + tile_rows, s.out_h))};
+      Ahead ahead[1] = {};
+      if (end < s.out_h)
+        ahead[0] = input_ahead(s, x, filled, min(end + tile_rows, s.out_h));
+      else if (image + threads < images)  // probably this thread's next task
+        ahead[0] = input_ahead(s, x + threads * s.in_size(), 0, tile_rows);
       product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors, ahead,
               [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                 const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
@@ -721,7 +727,7 @@ int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const Bac
 }
 
 void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights,
-                    int64_t image, float* memory, float* d_depthwise, float* d_pointwise) {
+                    int64_t image, int64_t next_image, float* memory, float* d_depthwise, float* d_pointwise) {
   const Shape& s = plan.s;
   const int kernel_taps = s.kernel * s.kernel;
   float* dy = memory;
@@ -745,12 +751,16 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
   for (int oy = 0; oy < s.out_h; oy += plan.tile_rows) {
     const int end = min(oy + plan.tile_rows, s.out_h), rows = end - oy;
     load_gradient(s, a, image, oy, end, plan.row_pixels, dy, plan.plane);
-    const int next_end = min(end + plan.tile_rows, s.out_h);
-    const int64_t next_offset = image * s.out_size() + int64_t(end) * s.out_w * s.out_channels;
-    const int64_t next_size = int64_t(next_end - end) * s.out_w * s.out_channels;
-    Ahead ahead[] = {{a.g + next_offset, a.g + next_offset + next_size},
-                     {a.y + next_offset, a.coefficients ? a.y + next_offset + next_size : nullptr},
-                     plan.x_size ? input_ahead(s, a.x + image * s.in_size(), input_end(s, end), next_end) : Ahead{}};
+    const bool last = end == s.out_h;
+    Ahead ahead[3] = {};
+    if (const int64_t next = last ? next_image : image; next < a.images) {
+      const int begin = last ? 0 : end, next_end = min(begin + plan.tile_rows, s.out_h);
+      const int64_t offset = next * s.out_size() + int64_t(begin) * s.out_w * s.out_channels;
+      const int64_t size = int64_t(next_end - begin) * s.out_w * s.out_channels;
+      ahead[0] = {a.g + offset, a.g + offset + size};
+      if (a.coefficients) ahead[1] = {a.y + offset, a.y + offset + size};
+      if (plan.x_size) ahead[2] = input_ahead(s, a.x + next * s.in_size(), last ? 0 : input_end(s, end), next_end);
+    }
     if (plan.dz_size)
       for (int row = oy; row < end; row++)
         product(dy + int64_t(row - oy) * plan.row_pixels * L, plan.plane, plan.row_pixels, s.out_channels,
@@ -830,8 +840,11 @@ int32_t depthwise_pointwise_backward(pn_context* context, const pn_depthwise_poi
     float* memory = static_cast<float*>(context->local[thread].get(4 * plan.local_size));
     float* gradient = partial + group * gradient_size;
     for (int64_t i = 0; i < gradient_size; i += L) store(gradient + i, vec{});
-    for (int64_t image = group * a->images / groups; image < (group + 1) * a->images / groups; image++)
-      backward_image(plan, *a, weights, image, memory, gradient, gradient + plan.taps_size);
+    const int64_t end = (group + 1) * a->images / groups;
+    const int64_t next_group = (group + context->pool.threads()) * a->images / groups;  // probably this thread's
+    for (int64_t image = group * a->images / groups; image < end; image++)
+      backward_image(plan, *a, weights, image, image + 1 < end ? image + 1 : next_group, memory, gradient,
+                     gradient + plan.taps_size);
   });
   if (gradient_size == 0) return PN_OK;
 

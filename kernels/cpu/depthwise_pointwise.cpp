@@ -27,10 +27,10 @@ constexpr int kRowsAhead = 2;        // between the row of dx being written and 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
 constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
-constexpr int kRowPixels = 8;   // of a depthwise product
-constexpr int kMaxVectors = 3;  // of output channels in a pointwise product, with this number of pixels:
-constexpr int pixels_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
-constexpr int rows_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
+constexpr int kRowPixels = 8;  // of a depthwise product
+// Pixels (in the gradient: input channels) of a pointwise product's tile of one, two or three vectors of output
+// channels.
+constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
 
 // How a number of vectors is divided for the pointwise products: the width of the next block.
 PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
@@ -286,7 +286,7 @@ template <int A, class Finish>
 PN_INLINE void product(const float* a, int64_t plane, int pixels, int depth, const float* w, int vectors,
                        Ahead (&ahead)[A], Finish finish) {
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, P = pixels_of(V);
+    constexpr int V = decltype(width)::value, P = tile_extent(V);
     const float* columns = w + int64_t(v0) * depth * L;
     int p0 = 0;
     for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
@@ -303,7 +303,7 @@ void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t 
                       int vectors, float* gradient) {
   const int64_t rows = int64_t(round_up(depth, L));
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, R = rows_of(V) < L ? rows_of(V) : L;
+    constexpr int V = decltype(width)::value, R = tile_extent(V) < L ? tile_extent(V) : L;
     for (int k = 0; k < depth; k += R) {
       float* g = gradient + v0 * rows * L + int64_t(k) * V * L;
       const float* a = z + k / L * z_plane + k % L;
@@ -358,7 +358,7 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
   }
 }
 
-// The depthwise output of grid rows top, top + dilation, ... for all channels.
+// Output row oy of the depthwise product, for all channels: a row in every plane of `out`.
 void depthwise(const Shape& s, const Ring& ring, DepthwiseRow* kernel, const float* weights, int oy, float* out,
                int64_t plane) {
   const TapRows taps(ring, oy * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
@@ -783,7 +783,7 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
     }
     if (plan.want_depthwise)
       for (int k = 0; k < s.kernel; k++) {
-        int64_t x_offsets[64], dz_offsets[64];
+        int64_t x_offsets[64], dz_offsets[64];  // a long tile takes several rounds
         for (int row = oy; row < end;) {
           int count = 0;
           for (; row < end && count < 64; row++) {

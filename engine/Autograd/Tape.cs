@@ -20,6 +20,9 @@ public enum BatchNormMode
 public sealed record TapeOptions(BatchNormMode BatchNorm, bool WeightGradients = false, bool AlphaGradients = false)
 {
     public bool AnyGradients => WeightGradients || AlphaGradients;
+
+    /// <summary>Test seam: false gives every block a place of its own.</summary>
+    internal bool ReuseMemory { get; init; } = true;
 }
 
 /// <summary>An operator recorded on a tape: its forward and backward computation, and the memory that each uses.</summary>
@@ -161,7 +164,7 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             long offset = 0;
             foreach (var other in placed)
             {
-                if (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse)
+                if (options.ReuseMemory && (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse))
                     continue;
                 if (other.Offset >= offset + block.Bytes)
                     break;

@@ -93,7 +93,8 @@ public sealed class SelectionRun : IDisposable
     {
         var run = RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By));
         foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
-            File.Delete(run.PathOf(stale));
+            if (File.Exists(run.PathOf(stale)))
+                File.Delete(run.PathOf(stale));
         var selection = new SelectionRun(experiment, configuration, run);
         using (var search = new SupernetSearch(experiment))
             search.Restore();

@@ -33,7 +33,10 @@ public abstract class Operator
 
     public abstract void Forward(Backend backend);
 
-    /// <summary>Whether <see cref="Backward"/> has anything to do.</summary>
+    /// <summary>
+    /// Whether <see cref="Backward"/> has anything to do: a consumer has asked for a gradient of the output. Known once the consumers have been
+    /// planned; where selection has left a value without consumers, there is none.
+    /// </summary>
     internal virtual bool NeedsBackward => false;
 
     /// <summary>Called once, consumers before producers: asks the inputs for gradient memory.</summary>

@@ -3,6 +3,7 @@ using PerturbNas.Autograd;
 using PerturbNas.Backends.Cpu;
 using PerturbNas.Data;
 using PerturbNas.Networks;
+using PerturbNas.Spaces;
 using PerturbNas.Training;
 
 namespace PerturbNas.Tests.Engine;
@@ -78,6 +79,51 @@ public sealed partial class TapeTests
         network.Run(network.Record(_everything with { AlphaGradients = false }));
         Assert.Equal(expected, network.WeightGradients());
         Assert.All(network.AlphaGradients(), gradient => Assert.Equal(123, gradient));
+    }
+
+    public static TheoryData<string, string> DeadInputs => new()
+    {
+        { "s3", "none" }, // no edge at all: the logits are the bias
+        { "s4", "noise" }, // edges, but none that reads its source
+        { "s3", "skip_connect" },
+    };
+
+    /// <summary>
+    /// Edges that do not read their source may leave cell inputs without consumers. The other edges carry the space's last operation; the
+    /// same network, undecided, with one-hot alphas is what the decided one is compared with.
+    /// </summary>
+    [Theory]
+    [MemberData(nameof(DeadInputs))]
+    public void ValuesThatNothingReadsNeedNoGradient(string space, string operation)
+    {
+        using var backend = new CpuBackend(threads: 1);
+        using var network = new SmallNetwork(backend, space);
+        for (var deadSources = 1; deadSources <= 5; deadSources++)
+        {
+            var states = new EdgeStates();
+            var columns = network.Network.Space.Columns(CellType.Normal);
+            var dead = network.Network.Space.Normal[0].ToList().IndexOf(operation);
+            foreach (var type in Enum.GetValues<CellType>())
+            {
+                var alphas = new double[CellTopology.Edges * columns];
+                for (var edge = 0; edge < CellTopology.Edges; edge++)
+                {
+                    states[type, edge] = CellTopology.SourceOf(edge) < deadSources ? dead : columns - 1;
+                    alphas[edge * columns + states[type, edge]] = 1e4;
+                }
+                network.Network.Alphas.Set(type, alphas);
+            }
+
+            // Gradients of what a decided network does not run must stay zero; one-hot alphas multiply them by zero.
+            network.FillWeightGradients(0);
+            var (losses, _) = network.Run(network.Record(_everything, states));
+            var (gradients, alphaGradients) = (network.WeightGradients(), network.AlphaGradients());
+            network.FillWeightGradients(float.NaN);
+            var (expectedLosses, _) = network.Run(network.Record(_everything));
+            Assert.Equal(expectedLosses[0], losses[0], 1e-6 * losses[0]);
+            RelativeError.AssertBelow(1e-6, network.WeightGradients(), gradients, $"weight gradients, {deadSources} sources unread");
+            Assert.All(alphaGradients, gradient => Assert.Equal(0, gradient));
+        }
     }
 
     [Fact]

@@ -26,6 +26,11 @@ internal sealed class ScoreOptions : Options
     [Option("batches", MetaValue = "N", HelpText = "Use the first N batches of the validation half (all by default).")]
     public int? Batches { get; set; }
 
+    [Option("racing", Default = "off", MetaValue = "off|exact|DELTA",
+        HelpText = "Let the operations of each edge race, by accuracy: drop those that cannot win any more (exact), or that will not with this " +
+            "error probability over a whole selection, such as 0.01.")]
+    public string Racing { get; set; } = "";
+
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
     public int Threads { get; set; }
 
@@ -36,6 +41,7 @@ internal sealed class ScoreOptions : Options
         RequireRange("--edge", Edge, 0, 13);
         RequireRange("--batch", Batch, 1);
         RequireRange("--batches", Batches, 1);
+        Selection.Racing.Parse(Racing);
         RequireThreads(Threads);
     }
 }

@@ -31,6 +31,7 @@ internal static class SelectCommand
             Seed = options.Seed ?? experiment.Configuration.Seed,
             CosineTuning = options.TuneSchedule == "cosine",
             ReferenceQuirks = options.ReferenceQuirks,
+            Racing = options.Racing,
         };
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
         var result = Run(selection, configuration, terminal, cancellation);

@@ -43,6 +43,10 @@ internal sealed class SelectOptions : Options
     [Option("reference-quirks", HelpText = "Judge a node's edges as the paper's code does: deleted ones stay present in the comparison.")]
     public bool ReferenceQuirks { get; set; }
 
+    [Option("racing", Default = "off", MetaValue = "off|exact|DELTA",
+        HelpText = "Drop candidates early: exact, where they cannot win any more; or with this probability that any decision differs, such as 0.01.")]
+    public string Racing { get; set; } = "";
+
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
     public int Threads { get; set; }
 
@@ -58,6 +62,7 @@ internal sealed class SelectOptions : Options
         RequireRange("--valid-limit", ValidLimit, 1);
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--batch", Batch, 1);
+        Selection.Racing.Parse(Racing);
         RequireThreads(Threads);
     }
 }

@@ -18,7 +18,8 @@ public enum Criterion
 /// <param name="Loss">Mean validation loss of the network without it (natural logarithm).</param>
 /// <param name="Accuracy">Validation accuracy of the network without it, a fraction.</param>
 /// <param name="Images">Images that it was evaluated on.</param>
-public sealed record CandidateScore(string Operation, int Edge, double Loss, double Accuracy, long Images);
+/// <param name="Dropped">Why racing dropped it before the last image; null: it was not dropped.</param>
+public sealed record CandidateScore(string Operation, int Edge, double Loss, double Accuracy, long Images, string? Dropped = null);
 
 /// <summary>One line of decisions.jsonl: what was compared, and what was chosen.</summary>
 /// <param name="Index">Number of the decision.</param>
@@ -38,25 +39,27 @@ public sealed record Decision(int Index, string Phase, string Cell, int Node, in
     internal CellType CellType => Cell == CellTopology.NameOf(CellType.Normal) ? CellType.Normal : CellType.Reduction;
 
     /// <summary>
-    /// Index of the candidate whose absence hurts most: lowest accuracy or highest loss; ties: the first. It is the operation to keep.
+    /// Index of the candidate whose absence hurts most, among those not dropped: lowest accuracy or highest loss; ties: the first. It is the
+    /// operation to keep.
     /// </summary>
     public static int HurtsMost(IReadOnlyList<CandidateScore> candidates, Criterion criterion)
     {
-        var best = 0;
-        for (var i = 1; i < candidates.Count; i++)
-            if (Hurt(candidates[i], criterion) > Hurt(candidates[best], criterion))
+        var best = -1;
+        for (var i = 0; i < candidates.Count; i++)
+            if (candidates[i].Dropped is null && (best < 0 || Hurt(candidates[i], criterion) > Hurt(candidates[best], criterion)))
                 best = i;
         return best;
     }
 
     /// <summary>
-    /// Index of the candidate whose absence hurts least: highest accuracy or lowest loss; ties: the last. It is the edge to remove.
+    /// Index of the candidate whose absence hurts least, among those not dropped: highest accuracy or lowest loss; ties: the last. It is the
+    /// edge to remove.
     /// </summary>
     public static int HurtsLeast(IReadOnlyList<CandidateScore> candidates, Criterion criterion)
     {
-        var best = 0;
-        for (var i = 1; i < candidates.Count; i++)
-            if (Hurt(candidates[i], criterion) <= Hurt(candidates[best], criterion))
+        var best = -1;
+        for (var i = 0; i < candidates.Count; i++)
+            if (candidates[i].Dropped is null && (best < 0 || Hurt(candidates[i], criterion) <= Hurt(candidates[best], criterion)))
                 best = i;
         return best;
     }

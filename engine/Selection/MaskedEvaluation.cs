@@ -45,16 +45,54 @@ public sealed class MaskedEvaluation(Supernet network, Arena arena, ImageSet ima
             for (var step = 0; step < Batches; step++)
             {
                 cancellation.ThrowIfCancellationRequested();
-                var count = _loader.Fill(0, step, _images, _labels);
-                if (pass?.Images != count)
-                    pass = network.Record(arena, new TapeOptions(BatchNormMode.BatchStatistics), count, states, group);
-                network.NoisePosition = NoiseBase + (ulong)step;
-                pass.Forward(_images.AsSpan(0, count * images.ImageSize), _labels.AsSpan(0, count));
-                Add(pass, count, results, group, step);
-                afterBatch?.Invoke(count * group.Count);
+                pass = RunBatch(pass, states, group, step, results);
+                afterBatch?.Invoke(pass.Images * group.Count);
             }
         }
         return totals;
+    }
+
+    /// <summary>
+    /// Lets the candidates of one decision race: batches of the full pass in random order, until one candidate is left or the images are
+    /// used up. Candidates that were dropped have the totals of the images that they were given.
+    /// </summary>
+    /// <param name="lowestWins">As in <see cref="Race"/>.</param>
+    /// <param name="order">The stream that the order of the batches is drawn from.</param>
+    /// <returns>Totals and the reason for dropping (null: kept to the end) of every candidate.</returns>
+    public (Totals Totals, string? Dropped)[] Evaluate(EdgeStates states, IReadOnlyList<Mask> masks, Racing racing, bool lowestWins,
+        RandomStream order, Action<int>? afterBatch = null, CancellationToken cancellation = default)
+    {
+        if (racing.IsOff)
+            return [.. Evaluate(states, masks, afterBatch, cancellation).Select(totals => (totals, (string?)null))];
+        var batches = Enumerable.Range(0, Batches).ToArray();
+        order.Shuffle(batches);
+        var race = new Race(masks.Count, Images, Batches, Math.Min(batchSize, images.Count), lowestWins, racing);
+        var totals = new Totals[masks.Count];
+        SupernetPass? pass = null;
+        for (var seen = 0; seen < batches.Length && (seen == 0 || race.Alive.Count > 1); seen++)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            var group = race.Alive.Select(candidate => masks[candidate]).ToList();
+            var results = new Totals[group.Count];
+            pass = RunBatch(pass, states, group, batches[seen], results);
+            for (var a = 0; a < group.Count; a++)
+                totals[race.Alive[a]] += results[a];
+            race.Add([.. results.Select(result => result.Correct)], pass.Images);
+            afterBatch?.Invoke(pass.Images * group.Count);
+        }
+        return [.. totals.Select((total, candidate) => (total, race.Dropped(candidate)))];
+    }
+
+    // Evaluates one batch, on the pass of the batch before if that fits.
+    private SupernetPass RunBatch(SupernetPass? pass, EdgeStates states, IReadOnlyList<Mask> group, int step, Span<Totals> results)
+    {
+        var count = _loader.Fill(0, step, _images, _labels);
+        if (pass?.Images != count || pass.Variants != group.Count)
+            pass = network.Record(arena, new TapeOptions(BatchNormMode.BatchStatistics), count, states, group);
+        network.NoisePosition = NoiseBase + (ulong)step;
+        pass.Forward(_images.AsSpan(0, count * images.ImageSize), _labels.AsSpan(0, count));
+        Add(pass, count, results, group, step);
+        return pass;
     }
 
     private static void Add(SupernetPass pass, int images, Span<Totals> totals, IReadOnlyList<Mask> masks, int step)

@@ -22,16 +22,21 @@ public sealed class PerturbationSelector
     private readonly Supernet _network;
     private readonly MaskedEvaluation _evaluation;
     private readonly Criterion _criterion;
+    private readonly Racing _racing;
+    private readonly long _seed;
     private readonly bool _referenceQuirks;
     private readonly int[][] _edgeOrder = new int[2][], _nodeOrder = new int[2][];
     private readonly List<Decision> _decisions;
 
     /// <param name="decisions">The decisions made already (resuming), in order.</param>
     /// <param name="referenceQuirks">Edges of a node that were removed in this round stay present in the evaluation of the others.</param>
-    public PerturbationSelector(Supernet network, MaskedEvaluation evaluation, Criterion criterion, long seed, bool referenceQuirks,
-        IEnumerable<Decision> decisions)
+    public PerturbationSelector(Supernet network, MaskedEvaluation evaluation, Criterion criterion, Racing racing, long seed,
+        bool referenceQuirks, IEnumerable<Decision> decisions)
     {
-        (_network, _evaluation, _criterion, _referenceQuirks) = (network, evaluation, criterion, referenceQuirks);
+        if (criterion == Criterion.Loss && !racing.IsOff)
+            throw new UserException($"Racing '{racing}' needs the criterion acc: a loss has no upper bound, so no candidate can be dropped early; " +
+                "choose --criterion acc or --racing off.");
+        (_network, _evaluation, _criterion, _racing, _seed, _referenceQuirks) = (network, evaluation, criterion, racing, seed, referenceQuirks);
         foreach (var type in Enum.GetValues<CellType>())
         {
             var edges = Enumerable.Range(0, CellTopology.Edges).ToArray();
@@ -121,9 +126,17 @@ public sealed class PerturbationSelector
     {
         var operations = _network.Space.Operations(type)[edge];
         var masks = operations.Select((_, o) => new Mask(type, edge, o)).ToList();
-        var scores = Score(States, masks, mask => operations[mask.Operation], afterBatch, cancellation);
+        var scores = Score(States, masks, mask => operations[mask.Operation], "racing order", lowestWins: true, afterBatch, cancellation);
+        var chosen = Decision.HurtsMost(scores, _criterion);
+        if (operations[chosen] == "none" && operations.Count > 1 && !_racing.IsOff)
+        {
+            // Should the edge survive, the next-best operation is needed: the others have to race on without none.
+            masks.RemoveAt(chosen);
+            var others = Score(States, masks, mask => operations[mask.Operation], "racing order without none", lowestWins: true, afterBatch, cancellation);
+            scores = [.. scores.Select((score, o) => o == chosen ? score : others[o < chosen ? o : o - 1])];
+        }
         return new Decision(_decisions.Count, Decision.OperationPhase, CellTopology.NameOf(type), CellTopology.NodeOf(edge), edge,
-            operations[Decision.HurtsMost(scores, _criterion)], scores);
+            operations[chosen], scores);
     }
 
     private Decision RemoveEdge(CellType type, int node, Action<int>? afterBatch, CancellationToken cancellation)
@@ -136,17 +149,20 @@ public sealed class PerturbationSelector
                 states[type, removed] = IndexOf(type, removed, OperationDecision(type, removed).Chosen);
         }
         var masks = RemainingEdges(type, node).Select(edge => new Mask(type, edge, Mask.WholeEdge)).ToList();
-        var scores = Score(states, masks, mask => _network.Space.Operations(type)[mask.Edge][States[type, mask.Edge]], afterBatch, cancellation);
+        var scores = Score(states, masks, mask => _network.Space.Operations(type)[mask.Edge][States[type, mask.Edge]], "racing order",
+            lowestWins: false, afterBatch, cancellation);
         var removedEdge = scores[Decision.HurtsLeast(scores, _criterion)];
         return new Decision(_decisions.Count, Decision.TopologyPhase, CellTopology.NameOf(type), node, removedEdge.Edge, removedEdge.Operation,
             scores);
     }
 
-    private List<CandidateScore> Score(EdgeStates states, List<Mask> masks, Func<Mask, string> operation, Action<int>? afterBatch,
-        CancellationToken cancellation)
+    private List<CandidateScore> Score(EdgeStates states, List<Mask> masks, Func<Mask, string> operation, string orderPurpose, bool lowestWins,
+        Action<int>? afterBatch, CancellationToken cancellation)
     {
-        var totals = _evaluation.Evaluate(states, masks, afterBatch, cancellation);
-        return [.. masks.Select((mask, i) => new CandidateScore(operation(mask), mask.Edge, totals[i].Loss, totals[i].Accuracy, totals[i].Images))];
+        var order = new RandomStream(_seed, orderPurpose, _decisions.Count);
+        var results = _evaluation.Evaluate(states, masks, _racing, lowestWins, order, afterBatch, cancellation);
+        return [.. masks.Select((mask, i) => new CandidateScore(operation(mask), mask.Edge, results[i].Totals.Loss, results[i].Totals.Accuracy,
+            results[i].Totals.Images, results[i].Dropped))];
     }
 
     private Decision Record(Decision decision)

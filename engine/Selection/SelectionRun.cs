@@ -34,6 +34,9 @@ public sealed record SelectionConfiguration
 
     public bool ReferenceQuirks { get; init; }
 
+    /// <summary>"off", "exact", or the bound on the probability that any decision differs from that of full passes.</summary>
+    public string Racing { get; init; } = "off";
+
     /// <summary>Learning rate of tuning: a tenth of the search's.</summary>
     [JsonIgnore]
     public CosineSchedule Schedule { get; } = new(0.0025, 0);
@@ -176,7 +179,7 @@ public sealed class SelectionRun : IDisposable
     }
 
     private PerturbationSelector NewSelector(IEnumerable<Decision> decisions) => new(_experiment.Network, _evaluation, _configuration.Criterion,
-        _configuration.Seed, _configuration.ReferenceQuirks, decisions);
+        Selection.Racing.Parse(_configuration.Racing), _configuration.Seed, _configuration.ReferenceQuirks, decisions);
 
     private (Genotype Genotype, EdgeStates States) Perturb(Action<Progress>? progress, Action<Decision>? decided, CancellationToken cancellation)
     {

@@ -28,7 +28,7 @@ public sealed class PerturbationSelectorTests
         using var backend = new ReferenceBackend();
         using var network = new SmallNetwork(backend, Space, channels: 2, images: Images);
         var evaluation = new MaskedEvaluation(network.Network, network.Arena, network.Data, Batch);
-        var selector = new PerturbationSelector(network.Network, evaluation, criterion, seed, quirks, []);
+        var selector = new PerturbationSelector(network.Network, evaluation, criterion, Racing.Off, seed, quirks, []);
         var decidedBefore = 0;
         for (var round = 0; round < PerturbationSelector.Rounds; round++)
         {
@@ -53,7 +53,7 @@ public sealed class PerturbationSelectorTests
         reference.CheckGenotype(network.Network.Space.ToGenotype(selector.States));
 
         // A selector that is given the decisions stands where the first one stood.
-        var resumed = new PerturbationSelector(network.Network, evaluation, criterion, seed, quirks, selector.Decisions);
+        var resumed = new PerturbationSelector(network.Network, evaluation, criterion, Racing.Off, seed, quirks, selector.Decisions);
         foreach (var type in Enum.GetValues<CellType>())
             for (var edge = 0; edge < CellTopology.Edges; edge++)
                 Assert.Equal(selector.States[type, edge], resumed.States[type, edge]);

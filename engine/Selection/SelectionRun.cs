@@ -95,14 +95,14 @@ public sealed class SelectionRun : IDisposable
     public static SelectionRun Start(Experiment experiment, SelectionConfiguration configuration)
     {
         var run = RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By));
-        foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
-            if (File.Exists(run.PathOf(stale)))
-                File.Delete(run.PathOf(stale));
         var selection = new SelectionRun(experiment, configuration, run);
         try
         {
             using (var search = new SupernetSearch(experiment))
                 search.Restore();
+            foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
+                if (File.Exists(run.PathOf(stale)))
+                    File.Delete(run.PathOf(stale));
             run.WriteJson("config.json", configuration);
             return selection;
         }

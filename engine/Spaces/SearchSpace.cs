@@ -55,7 +55,9 @@ public sealed class SearchSpace
             var root = document.RootElement;
             if (root.ValueKind != JsonValueKind.Object)
                 throw Bad("must be a JSON object");
-            var name = root.TryGetProperty("name", out var given) ? given.GetString() ?? "custom" : "custom";
+            var name = "custom";
+            if (root.TryGetProperty("name", out var given))
+                name = given.ValueKind == JsonValueKind.String ? given.GetString()! : throw Bad("'name' must be a text");
             if (root.TryGetProperty("operations", out var operations))
             {
                 var candidates = Names(operations, "operations");
@@ -92,7 +94,7 @@ public sealed class SearchSpace
                 return names;
             }
         }
-        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        catch (JsonException e)
         {
             throw new UserException($"Space file '{source}' is not valid JSON: {e.Message}", e);
         }

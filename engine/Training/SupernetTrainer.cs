@@ -66,7 +66,7 @@ public sealed class SupernetTrainer : IDisposable
     /// <param name="step">Number of the step since the beginning of training; decides data and randomness.</param>
     /// <param name="rate">Learning rate of the weights.</param>
     /// <returns>What the two batches gave before their updates; the first is empty where alpha is fixed.</returns>
-    /// <exception cref="UserException">The loss or the gradient is not a finite number; nothing was updated by it.</exception>
+    /// <exception cref="UserException">The loss or the gradient is not a finite number; the network is unusable from then on.</exception>
     public (Totals Validation, Totals Train) Step(long step, float rate)
     {
         Totals validation = default;

@@ -45,6 +45,12 @@ public sealed class PerturbationSelectorTests
         var chosenNone = Enum.GetValues<CellType>().Sum(type => Enumerable.Range(0, 14).Count(edge => selector.States[type, edge] == 0));
         var replaced = selector.ReplaceNone();
         Assert.Equal(chosenNone, replaced.Count);
+        if (criterion == Criterion.Accuracy)
+        {
+            // The case has what it is to test.
+            Assert.NotEmpty(replaced);
+            Assert.Contains(selector.Decisions, decision => decision.Candidates.Select(candidate => candidate.Accuracy).Distinct().Count() < decision.Candidates.Count);
+        }
         Assert.Equal(Enumerable.Range(0, selector.Decisions.Count), selector.Decisions.Select(decision => decision.Index));
 
         using var reference = new Straightforward(network, criterion, quirks);
@@ -58,6 +64,32 @@ public sealed class PerturbationSelectorTests
             for (var edge = 0; edge < CellTopology.Edges; edge++)
                 Assert.Equal(selector.States[type, edge], resumed.States[type, edge]);
         Assert.Null(resumed.DecideNext(PerturbationSelector.Rounds - 1, null, CancellationToken.None));
+    }
+
+    /// <summary>With quirks an edge that was removed is back while its node's others are evaluated: every second comparison differs.</summary>
+    [Fact]
+    public void QuirksChangeTheLaterComparisonsOfANode()
+    {
+        using var backend = new ReferenceBackend();
+        using var network = new SmallNetwork(backend, Space, channels: 2, images: 4);
+        var evaluation = new MaskedEvaluation(network.Network, network.Arena, network.Data, Batch);
+        List<Decision>[] decisions = [.. new[] { false, true }.Select(quirks =>
+        {
+            // Every edge a skip, so that a removed edge matters.
+            var operations = Enum.GetValues<CellType>().SelectMany(type => Enumerable.Range(0, CellTopology.Edges).Select(edge => new Decision(
+                0, Decision.OperationPhase, CellTopology.NameOf(type), CellTopology.NodeOf(edge), edge, "skip_connect", [])));
+            var selector = new PerturbationSelector(network.Network, evaluation, Criterion.Loss, seed: 1, quirks, operations);
+            while (selector.DecideNext(PerturbationSelector.OperationRounds, null, CancellationToken.None) is not null)
+            {
+            }
+            return selector.Decisions.Skip(28).Where(decision => decision.Cell == "normal").ToList();
+        })];
+        var (plain, quirky) = (decisions[0], decisions[1]);
+        Assert.Equal(plain[0].Node, plain.Count); // node n loses n edges
+        Assert.True(plain.Count > 1);
+        Assert.Equal(plain[0].Candidates, quirky[0].Candidates);
+        Assert.Equal(plain[1].Candidates.Select(candidate => candidate.Edge), quirky[1].Candidates.Select(candidate => candidate.Edge));
+        Assert.All(plain[1].Candidates.Zip(quirky[1].Candidates), pair => Assert.NotEqual(pair.First.Loss, pair.Second.Loss));
     }
 
     [Fact]

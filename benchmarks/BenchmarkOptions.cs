@@ -27,7 +27,7 @@ internal sealed class BenchmarkOptions
 
     private const string Help = "'--help' lists suites and options";
 
-    private static readonly string[] _suites = ["search-step"];
+    private static readonly string[] _suites = ["kernels", "search-step", "scoring", "selection", "scaling"];
 
     [Value(0, MetaName = "SUITE", HelpText = "kernels, search-step, scoring, selection or scaling; see below.")]
     public string Suite { get; set; } = "";
@@ -63,7 +63,7 @@ internal sealed class BenchmarkOptions
     [Option("filter", MetaValue = "TEXT", HelpText = "kernels: only cases whose name and pass contain this text.")]
     public string? Filter { get; set; }
 
-    [Option("edge", Default = 7, MetaValue = "N", HelpText = "scoring: the edge, 0 to 13, of both cell types.")]
+    [Option("edge", Default = 7, MetaValue = "N", HelpText = "scoring, scaling: the edge, 0 to 13, whose candidates are scored.")]
     public int Edge { get; set; }
 
     [Option("batches", Default = 4, MetaValue = "N", HelpText = "scoring: batches a repeat.")]
@@ -147,16 +147,18 @@ internal sealed class BenchmarkOptions
         RequireRange("--tune-epochs", TuneEpochs, 0, 1000);
         Refuse("search-step", "scoring", "--peer", "--peer-mode");
         Refuse("kernels", null, "--filter");
-        Refuse("scoring", null, "--edge", "--batches");
+        Refuse("scoring", null, "--batches");
+        Refuse("scoring", "scaling", "--edge");
         Refuse("selection", null, "--images", "--epochs", "--tune-epochs");
         if (Json is not null && (Directory.Exists(Json) || !Directory.Exists(Path.GetDirectoryName(Path.GetFullPath(Json)))))
             throw new UserException($"--json is '{Json}', which is no file in an existing folder; create the folder or name another file.");
 
         void Refuse(string suite, string? other, params string[] options)
         {
-            var given = options.FirstOrDefault(option => arguments.Any(a => a == option || a.StartsWith(option + "=", StringComparison.Ordinal)));
+            var given = options.FirstOrDefault(option => arguments.Any(argument => argument.Split('=')[0] == option));
+            var suites = other is null ? suite : $"{suite} or {other}";
             if (given is not null && Suite != suite && Suite != other)
-                throw new UserException($"'{Suite}' has no use for {given}; leave it out, or choose {suite}{(other is null ? "" : " or " + other)}.");
+                throw new UserException($"'{Suite}' has no use for {given}; leave it out, or choose {suites}.");
         }
     }
 

@@ -6,13 +6,16 @@ namespace PerturbNas.Benchmarks;
 /// <param name="Ratio">Of each pair the peer's seconds, per unit of work, over ours.</param>
 /// <param name="PeerPeakBytes">Largest resident size of the peer.</param>
 /// <param name="PeerLoss">What the peer's last repeat gave.</param>
-/// <param name="Disturbance">Processor seconds that the waiting program used, per second that the other one was timed for.</param>
-internal sealed record Duel(Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes, double PeerLoss, double Disturbance)
+/// <param name="WaitingPeer">Processor seconds that the peer used in all while we were timed.</param>
+/// <param name="WaitingOurs">The same for us while the peer was timed.</param>
+internal sealed record Duel(
+    Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes, double PeerLoss, double WaitingPeer, double WaitingOurs)
 {
     /// <summary>Losses of the two programs may differ by rounding; anything wrong differs by more.</summary>
     private const double LossTolerance = 1e-4;
 
-    private const double MostDisturbance = 0.05;
+    /// <summary>What the waiting program may use of the other's time; the system counts in hundredths of a second for each repeat.</summary>
+    private const double MostWaiting = 0.02, Tick = 0.01;
 
     /// <summary>The peers that the options ask for, one after the other.</summary>
     public static IEnumerable<string> Modes(BenchmarkOptions options) =>
@@ -34,21 +37,22 @@ internal sealed record Duel(Repeats Ours, Repeats Peer, Repeats Ratio, long Peer
         ours();
         var last = peer.Repeat();
         List<double> mine = [], theirs = [];
-        double peerIdle = 0, ourIdle = 0;
+        double waitingPeer = 0, waitingOurs = 0;
         for (var i = 0; i < repeats; i++)
         {
             var before = peer.ProcessorSeconds;
             mine.Add(Timing.Seconds(ours));
-            peerIdle += peer.ProcessorSeconds - before;
+            waitingPeer += peer.ProcessorSeconds - before;
             var ourBefore = Environment.CpuUsage.TotalTime;
             last = peer.Repeat();
-            ourIdle += (Environment.CpuUsage.TotalTime - ourBefore).TotalSeconds;
+            waitingOurs += (Environment.CpuUsage.TotalTime - ourBefore).TotalSeconds;
             theirs.Add(last.Seconds);
         }
-        var disturbance = Math.Max(peerIdle / mine.Sum(), ourIdle / theirs.Sum());
-        if (disturbance > MostDisturbance)
-            report.Note($"the waiting program used {disturbance:P0} of a processor while the other was timed");
-        return new Duel(new(mine), new(theirs), new([.. mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs))]), last.PeakBytes, last.Loss,
-            disturbance);
+        if (waitingPeer > MostWaiting * mine.Sum() + repeats * Tick)
+            report.Note($"the peer, waiting, used {waitingPeer:0.00} processor seconds of the {mine.Sum():0.00} s that we were timed");
+        if (waitingOurs > MostWaiting * theirs.Sum() + repeats * Tick)
+            report.Note($"we, waiting, used {waitingOurs:0.00} processor seconds of the {theirs.Sum():0.00} s that the peer was timed");
+        var ratio = mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs)).ToList();
+        return new Duel(new(mine), new(theirs), new(ratio), last.PeakBytes, last.Loss, waitingPeer, waitingOurs);
     }
 }

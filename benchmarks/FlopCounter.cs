@@ -80,7 +80,8 @@ internal sealed class FlopCounter : Backend
     public override void AvgPoolBackward(in PoolArgs a) => Flops += Case(a, false).BackwardFlops;
 
     public override void BatchNormForward(in BatchNormForwardArgs a) =>
-        Flops += KernelCases.BatchNormForward(a.Variants, a.Images, a.Pixels, a.Channels, a.Statistics != 0, a.Gamma != 0, true).ForwardFlops;
+        Flops += KernelCases.BatchNormForward(a.Variants, a.Images, a.Pixels, a.Channels, a.Statistics != 0, a.Gamma != 0, running: true)
+            .ForwardFlops;
 
     public override void BatchNormBackward(in BatchNormBackwardArgs a) =>
         Flops += KernelCases.BatchNormBackward(a.Images, a.Pixels, a.Channels, a.Rows, a.Row, a.Training != 0, a.Normalization != 0,
@@ -150,5 +151,6 @@ internal sealed class FlopCounter : Backend
         new (int, bool, int)[a.TermCount], a.WeightStride);
 
     private static unsafe Part[] PartsOf(nint parts, int count) =>
-        [.. new ReadOnlySpan<PartArgs>((void*)parts, count).ToArray().Select(part => new Part(part.Channels, part.Variants, Gradient: part.Dx != 0))];
+        Array.ConvertAll(new ReadOnlySpan<PartArgs>((void*)parts, count).ToArray(),
+            part => new Part(part.Channels, part.Variants, Gradient: part.Dx != 0));
 }

@@ -20,24 +20,32 @@ internal sealed class Peer : IDisposable
         ["MALLOC_TOP_PAD_"] = "268435456",
     };
 
+    // Those that peer.py builds as we do; s4 draws noise, so its losses differ.
+    private static readonly string[] _spaces = ["s1", "s2", "s3", "s5", "darts"];
+
     private static readonly JsonSerializerOptions _json = new() { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower };
 
     private readonly Process _process;
     private readonly Task<string> _errors;
 
     /// <summary>Starts the peer and waits until it has computed its first loss.</summary>
-    /// <exception cref="UserException">There is no Python with PyTorch, or the peer fails or disagrees with us about the first loss.</exception>
+    /// <exception cref="UserException">There is no Python with PyTorch, the peer lacks the space, or it fails.</exception>
     public Peer(string work, string mode, WorkloadSize size, int threads, Workload workload)
     {
         if (!_spaces.Contains(size.Space))
-            throw new UserException($"The peer cannot be compared in space '{size.Space}'; choose {string.Join(", ", _spaces)}, or leave --peer out.");
+            throw new UserException($"The peer cannot be compared in space '{size.Space}'; choose {string.Join(", ", _spaces)}, " +
+                "or leave --peer out.");
         Mode = mode;
         var init = Path.Combine(Path.GetTempPath(), $"perturbnas-benchmark-{Environment.ProcessId}.safetensors");
         try
         {
             workload.Write(init);
-            var start = new ProcessStartInfo(FindPython(), [FindScript(), "--lockstep", "--work", work, "--mode", mode, "--space", size.Space,
-                "--channels", $"{size.Channels}", "--layers", $"{size.Layers}", "--threads", $"{threads}", "--init", init])
+            string[] arguments =
+            [
+                FindScript(), "--lockstep", "--work", work, "--mode", mode, "--space", size.Space, "--channels", $"{size.Channels}",
+                "--layers", $"{size.Layers}", "--threads", $"{threads}", "--init", init,
+            ];
+            var start = new ProcessStartInfo(FindPython(), arguments)
             {
                 RedirectStandardInput = true,
                 RedirectStandardOutput = true,
@@ -61,9 +69,6 @@ internal sealed class Peer : IDisposable
             File.Delete(init);
         }
     }
-
-    // Those that peer.py builds as we do; s4 draws noise, so its losses differ.
-    private static readonly string[] _spaces = ["s1", "s2", "s3", "s5", "darts"];
 
     public string Mode { get; }
 
@@ -147,6 +152,7 @@ internal sealed class Peer : IDisposable
             if (File.Exists(script))
                 return script;
         }
-        throw new UserException($"benchmarks/peer/peer.py is in no folder above {AppContext.BaseDirectory}; run the benchmarks from the source tree.");
+        throw new UserException($"benchmarks/peer/peer.py is in no folder above {AppContext.BaseDirectory}; " +
+            "run the benchmarks from the source tree.");
     }
 }

@@ -19,8 +19,20 @@ internal static class Program
             using var report = new Report(options);
             switch (options.Suite)
             {
+                case "kernels":
+                    KernelSuite.Run(options, report);
+                    break;
                 case "search-step":
                     SearchStepSuite.Run(options, report);
+                    break;
+                case "scoring":
+                    ScoringSuite.Run(options, report);
+                    break;
+                case "selection":
+                    SelectionSuite.Run(options, report);
+                    break;
+                case "scaling":
+                    ScalingSuite.Run(options, report);
                     break;
             }
             return Done;

@@ -12,7 +12,8 @@ namespace PerturbNas.Benchmarks;
 /// <param name="GigabytesPerSecond">Measured limit of the memory triad with all threads, 10^9 bytes a second.</param>
 /// <param name="LoadAverage">The system's load of the minute before the run; null where the system does not say.</param>
 internal sealed record Machine(
-    string Processor, int Cores, int Threads, string Isa, long MemoryBytes, double Gigaflops, double GigabytesPerSecond, double? LoadAverage);
+    string Processor, int Cores, int Threads, string Isa, long MemoryBytes, double Gigaflops, double GigabytesPerSecond,
+    double? LoadAverage);
 
 /// <summary>
 /// What a suite has to show: one line about the machine, tables and notes on stdout, and with --json everything in a file, even where the
@@ -50,8 +51,8 @@ internal sealed class Report : IDisposable
         Limits = backend.MeasureLimits();
         Machine = Describe(backend.Threads, backend.IsaName, load);
         Console.WriteLine($"{options.Suite} on {Machine.Processor}, {Machine.Cores} cores, {Machine.Threads} threads, {Machine.Isa}; " +
-            $"limits {Machine.Gigaflops:0} GFLOP/s, {Machine.GigabytesPerSecond:0.0} GB/s; commit {_commit?[..Math.Min(10, _commit.Length)] ?? "unknown"}; " +
-            $"{_date:yyyy-MM-dd HH:mm}");
+            $"limits {Machine.Gigaflops:0} GFLOP/s, {Machine.GigabytesPerSecond:0.0} GB/s; " +
+            $"commit {_commit?[..Math.Min(10, _commit.Length)] ?? "unknown"}; {_date:yyyy-MM-dd HH:mm}");
         if (load > 0.5)
             Note($"the machine was busy before the start (load {load:0.0}): do not trust these timings");
     }
@@ -78,7 +79,10 @@ internal sealed class Report : IDisposable
     {
         var table = new Table { Border = TableBorder.None };
         for (var i = 0; i < headings.Count; i++)
-            table.AddColumn(new TableColumn(Markup.Escape(headings[i])) { Alignment = i == 0 ? Justify.Left : Justify.Right, NoWrap = true });
+        {
+            var alignment = i == 0 ? Justify.Left : Justify.Right;
+            table.AddColumn(new TableColumn(Markup.Escape(headings[i])) { Alignment = alignment, NoWrap = true });
+        }
         foreach (var row in rows)
             table.AddRow([.. row.Select(Markup.Escape)]);
         _console.Write(table);
@@ -90,8 +94,8 @@ internal sealed class Report : IDisposable
             return;
         try
         {
-            File.WriteAllText(_options.Json, JsonSerializer.Serialize(
-                new { _options.Suite, Date = _date, Commit = _commit, Machine, Options = _options, Results = _results, Notes = _notes }, _json) + "\n");
+            var run = new { _options.Suite, Date = _date, Commit = _commit, Machine, Options = _options, Results = _results, Notes = _notes };
+            File.WriteAllText(_options.Json, JsonSerializer.Serialize(run, _json) + "\n");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -106,11 +110,13 @@ internal sealed class Report : IDisposable
             : [];
         var name = processors.Length == 0 ? null : Field(processors[0], "model name");
         var cores = processors.Select(p => (Field(p, "physical id"), Field(p, "core id") ?? Field(p, "processor"))).Distinct().Count();
-        return new Machine(name ?? RuntimeInformation.ProcessArchitecture.ToString(), cores == 0 ? Environment.ProcessorCount : cores, threads, isa,
+        return new Machine(
+            name ?? RuntimeInformation.ProcessArchitecture.ToString(), cores == 0 ? Environment.ProcessorCount : cores, threads, isa,
             GC.GetGCMemoryInfo().TotalAvailableMemoryBytes, Limits.Gigaflops, Limits.GigabytesPerSecond, load);
 
-        static string? Field(string text, string name) =>
-            text.Split('\n').Select(line => line.Split(':', 2)).FirstOrDefault(pair => pair.Length == 2 && pair[0].Trim() == name)?[1].Trim();
+        // The value of a "name : value" line.
+        static string? Field(string text, string name) => text.Split('\n').Select(line => line.Split(':', 2))
+            .FirstOrDefault(pair => pair.Length == 2 && pair[0].Trim() == name)?[1].Trim();
     }
 
     private static double? ReadLoadAverage() =>

@@ -68,7 +68,8 @@ internal static class SearchStepSuite
             double lastLoss = 0;
             var duel = Duel.Run(options.Repeats, () => lastLoss = trainer.Step(step++, Rate).Train.Loss, 1, peer, report);
             rows.Add(Row("ours", duel.Ours, Memory.PeakBytes(), null));
-            rows.Add(Row($"PyTorch {peer.Description.GetProperty("torch").GetString()}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
+            var version = peer.Description.GetProperty("torch").GetString();
+            rows.Add(Row($"PyTorch {version}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
             Console.WriteLine($"loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
                 $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
             report.Add(new

@@ -1,0 +1,201 @@
+using System.Reflection;
+using CommandLine;
+using CommandLine.Text;
+using PerturbNas.Backends.Cpu;
+using PerturbNas.Spaces;
+
+namespace PerturbNas.Benchmarks;
+
+/// <summary>The command line. Every suite takes the same options; those that a suite has no use for are refused.</summary>
+internal sealed class BenchmarkOptions
+{
+    private const string Usage = """
+        Suites:
+          kernels      every kernel at the sizes of the supernets and derived networks: GFLOP/s, GB/s, share of the machine's limit
+          search-step  an alpha step and a weight step of the supernet
+          scoring      all candidates of one normal and one reduction edge, no racing, per candidate and batch
+          selection    a small search and the whole selection after it, tuning included, on synthetic images
+          scaling      time against batch, channels, layers, variants and threads, with fitted exponents
+
+        Examples:
+          dotnet run -c Release --project benchmarks -- search-step --peer --json step.json
+          dotnet run -c Release --project benchmarks -- kernels --filter "depthwise_pointwise 32x32x16"
+          dotnet run -c Release --project benchmarks -- scoring --space s3 --batch 96 --peer --peer-mode both
+
+        Exit codes: 0 done, 1 internal error, 2 something to put right (said on stderr).
+        """;
+
+    private const string Help = "'--help' lists suites and options";
+
+    private static readonly string[] _suites = ["kernels", "search-step", "scoring", "selection", "scaling"];
+
+    [Value(0, MetaName = "SUITE", HelpText = "kernels, search-step, scoring, selection or scaling; see below.")]
+    public string Suite { get; set; } = "";
+
+    [Option("space", Default = "s5", MetaValue = "NAME", HelpText = "Search space: s1 to s5, darts, or a space file.")]
+    public string Space { get; set; } = "";
+
+    [Option("channels", Default = 16, MetaValue = "N", HelpText = "Channels C of the first cells.")]
+    public int Channels { get; set; }
+
+    [Option("layers", Default = 8, MetaValue = "N", HelpText = "Cells.")]
+    public int Layers { get; set; }
+
+    [Option("batch", Default = 64, MetaValue = "N", HelpText = "Images a batch.")]
+    public int Batch { get; set; }
+
+    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Threads of both programs; 0: one per processor.")]
+    public int Threads { get; set; }
+
+    [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
+    public string Isa { get; set; } = "";
+
+    [Option("repeats", Default = 5, MetaValue = "N", HelpText = "Timed repeats, after one that warms up.")]
+    public int Repeats { get; set; }
+
+    [Option("peer", HelpText = "search-step, scoring: alternate with PyTorch doing the same work from the same weights.")]
+    public bool Peer { get; set; }
+
+    [Option("peer-mode", Default = "tuned", MetaValue = "NAME",
+        HelpText = "tuned (channels last, an allocator that keeps memory), stock, or both one after the other.")]
+    public string PeerMode { get; set; } = "";
+
+    [Option("filter", MetaValue = "TEXT", HelpText = "kernels: only cases whose name and pass contain this text.")]
+    public string? Filter { get; set; }
+
+    [Option("edge", Default = 7, MetaValue = "N", HelpText = "scoring, scaling: the edge, 0 to 13, whose candidates are scored.")]
+    public int Edge { get; set; }
+
+    [Option("batches", Default = 4, MetaValue = "N", HelpText = "scoring: batches a repeat.")]
+    public int Batches { get; set; }
+
+    [Option("images", Default = 128, MetaValue = "N", HelpText = "selection: images of each half of the data.")]
+    public int Images { get; set; }
+
+    [Option("epochs", Default = 1, MetaValue = "N", HelpText = "selection: epochs of the search.")]
+    public int Epochs { get; set; }
+
+    [Option("tune-epochs", Default = 1, MetaValue = "N", HelpText = "selection: epochs of tuning after every decision.")]
+    public int TuneEpochs { get; set; }
+
+    [Option("json", MetaValue = "FILE", HelpText = "Write everything that was measured to this file.")]
+    public string? Json { get; set; }
+
+    /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
+    public CpuBackend NewBackend(int? threads = null) => new(threads ?? Threads, Isa switch
+    {
+        "portable" => Backends.Cpu.Isa.Portable,
+        "avx2" => Backends.Cpu.Isa.Avx2,
+        "avx512" => Backends.Cpu.Isa.Avx512,
+        _ => Backends.Cpu.Isa.Best,
+    });
+
+    /// <summary>The options that the arguments stand for, checked; null if they ask for help, which has been printed.</summary>
+    /// <exception cref="UserException">The arguments cannot be understood or used.</exception>
+    public static BenchmarkOptions? Read(string[] arguments)
+    {
+        arguments = [.. arguments.Select(argument => argument is "-h" or "-?" ? "--help" : argument)];
+        RequireValues(arguments);
+        using var parser = new Parser(settings =>
+        {
+            settings.HelpWriter = null;
+            settings.AutoVersion = false;
+            settings.ParsingCulture = System.Globalization.CultureInfo.InvariantCulture;
+        });
+        var result = parser.ParseArguments<BenchmarkOptions>(arguments);
+        if (result is Parsed<BenchmarkOptions> parsed)
+        {
+            parsed.Value.Validate(arguments);
+            return parsed.Value;
+        }
+        var errors = ((NotParsed<BenchmarkOptions>)result).Errors.ToList();
+        if (!errors.Any(error => error is HelpRequestedError))
+            throw new UserException(Sentence(errors[0]));
+        var help = HelpText.AutoBuild(
+            result,
+            text =>
+            {
+                text.Heading = "Benchmarks of PerturbNas: dotnet run -c Release --project benchmarks -- SUITE [OPTIONS]";
+                text.Copyright = "";
+                text.AutoVersion = false;
+                text.AdditionalNewLineAfterOption = false;
+                text.MaximumDisplayWidth = 120;
+                return text;
+            },
+            error => error);
+        Console.WriteLine($"{help.ToString().Trim()}\n\n{Usage}");
+        return null;
+    }
+
+    private void Validate(string[] arguments)
+    {
+        if (Suite.Length == 0)
+            throw new UserException($"No suite is given; {Help}.");
+        RequireChoice("The suite", Suite, _suites);
+        RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512");
+        RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
+        SearchSpace.Load(Space);
+        RequireRange("--channels", Channels, 2, 1024);
+        RequireRange("--layers", Layers, 1, 1000);
+        RequireRange("--batch", Batch, 1, 1 << 16);
+        RequireRange("--threads", Threads, 0, 256);
+        RequireRange("--repeats", Repeats, 1, 1000);
+        RequireRange("--edge", Edge, 0, CellTopology.Edges - 1);
+        RequireRange("--batches", Batches, 1, 1000);
+        RequireRange("--images", Images, 1, 25_000);
+        RequireRange("--epochs", Epochs, 1, 1000);
+        RequireRange("--tune-epochs", TuneEpochs, 0, 1000);
+        Refuse("search-step", "scoring", "--peer", "--peer-mode");
+        Refuse("kernels", null, "--filter");
+        Refuse("scoring", null, "--batches");
+        Refuse("scoring", "scaling", "--edge");
+        Refuse("selection", null, "--images", "--epochs", "--tune-epochs");
+        if (Json is not null && (Directory.Exists(Json) || !Directory.Exists(Path.GetDirectoryName(Path.GetFullPath(Json)))))
+            throw new UserException($"--json is '{Json}', which is no file in an existing folder; create the folder or name another file.");
+
+        void Refuse(string suite, string? other, params string[] options)
+        {
+            var given = options.FirstOrDefault(option => arguments.Any(argument => argument.Split('=')[0] == option));
+            var suites = other is null ? suite : $"{suite} or {other}";
+            if (given is not null && Suite != suite && Suite != other)
+                throw new UserException($"'{Suite}' has no use for {given}; leave it out, or choose {suites}.");
+        }
+    }
+
+    // CommandLineParser passes over an option at the end that lacks its value, and over arguments that no option takes.
+    private static void RequireValues(string[] arguments)
+    {
+        var takesValue = typeof(BenchmarkOptions).GetProperties()
+            .Where(property => property.PropertyType != typeof(bool) && property.GetCustomAttribute<OptionAttribute>() is not null)
+            .Select(property => $"--{property.GetCustomAttribute<OptionAttribute>()!.LongName}").ToHashSet();
+        var free = 0;
+        for (var i = 0; i < arguments.Length; i++)
+        {
+            if (!arguments[i].StartsWith('-') && ++free > 1)
+                throw new UserException($"There is no use for '{arguments[i]}'; {Help}.");
+            if (takesValue.Contains(arguments[i]) && (++i == arguments.Length || arguments[i].StartsWith("--", StringComparison.Ordinal)))
+                throw new UserException($"{arguments[i - 1]} needs a value after it; {Help}.");
+        }
+    }
+
+    private static void RequireChoice(string option, string value, params string[] choices)
+    {
+        if (!choices.Contains(value))
+            throw new UserException($"{option} is '{value}'; choose {string.Join(", ", choices[..^1])} or {choices[^1]}.");
+    }
+
+    private static void RequireRange(string option, int value, int least, int most)
+    {
+        if (value < least || value > most)
+            throw new UserException($"{option} is {value}; give a number from {least} to {most}.");
+    }
+
+    private static string Sentence(Error error) => error switch
+    {
+        UnknownOptionError e => $"There is no option '--{e.Token}'; {Help}.",
+        RepeatedOptionError e => $"--{e.NameInfo.LongName} is given twice; give it once.",
+        BadFormatConversionError e => $"--{e.NameInfo.LongName} needs a whole number after it; {Help}.",
+        NamedError e => $"--{e.NameInfo.LongName} cannot be used like this; {Help}.",
+        _ => $"The arguments cannot be understood ({error.Tag}); {Help}.",
+    };
+}

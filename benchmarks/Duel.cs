@@ -1,0 +1,58 @@
+namespace PerturbNas.Benchmarks;
+
+/// <summary>Our repeats and the peer's, taken in turns, so that a drift of the machine hits both.</summary>
+/// <param name="Ours">Seconds of our repeats.</param>
+/// <param name="Peer">Seconds of the peer's.</param>
+/// <param name="Ratio">Of each pair the peer's seconds, per unit of work, over ours.</param>
+/// <param name="PeerPeakBytes">Largest resident size of the peer.</param>
+/// <param name="PeerLoss">What the peer's last repeat gave.</param>
+/// <param name="WaitingPeer">Processor seconds that the peer used in all while we were timed.</param>
+/// <param name="WaitingOurs">The same for us while the peer was timed.</param>
+internal sealed record Duel(
+    Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes, double PeerLoss, double WaitingPeer, double WaitingOurs)
+{
+    /// <summary>Losses of the two programs may differ by rounding; anything wrong differs by more.</summary>
+    private const double LossTolerance = 1e-4;
+
+    /// <summary>What the waiting program may use of the other's time; the system counts in hundredths of a second for each repeat.</summary>
+    private const double MostWaiting = 0.02, Tick = 0.01;
+
+    /// <summary>The peers that the options ask for, one after the other.</summary>
+    public static IEnumerable<string> Modes(BenchmarkOptions options) =>
+        !options.Peer ? [] : options.PeerMode == "both" ? ["tuned", "stock"] : [options.PeerMode];
+
+    /// <exception cref="UserException">The two programs do not compute the same loss.</exception>
+    public static void RequireSameLoss(string what, double ours, double peers)
+    {
+        if (!(Math.Abs(ours - peers) <= LossTolerance * Math.Abs(peers)))
+            throw new UserException($"The {what} is {ours:G9} here and {peers:G9} in the peer, which is not the same work; " +
+                "run the tests, one of the two is wrong.");
+    }
+
+    /// <summary>Warms both up and times them alternately.</summary>
+    /// <param name="ours">Runs our work once.</param>
+    /// <param name="workOfOurs">Our work in one repeat, in units of the peer's.</param>
+    public static Duel Run(int repeats, Action ours, double workOfOurs, Peer peer, Report report)
+    {
+        ours();
+        var last = peer.Repeat();
+        List<double> mine = [], theirs = [];
+        double waitingPeer = 0, waitingOurs = 0;
+        for (var i = 0; i < repeats; i++)
+        {
+            var before = peer.ProcessorSeconds;
+            mine.Add(Timing.Seconds(ours));
+            waitingPeer += peer.ProcessorSeconds - before;
+            var ourBefore = Environment.CpuUsage.TotalTime;
+            last = peer.Repeat();
+            waitingOurs += (Environment.CpuUsage.TotalTime - ourBefore).TotalSeconds;
+            theirs.Add(last.Seconds);
+        }
+        if (waitingPeer > MostWaiting * mine.Sum() + repeats * Tick)
+            report.Note($"the peer, waiting, used {waitingPeer:0.00} processor seconds of the {mine.Sum():0.00} s that we were timed");
+        if (waitingOurs > MostWaiting * theirs.Sum() + repeats * Tick)
+            report.Note($"we, waiting, used {waitingOurs:0.00} processor seconds of the {theirs.Sum():0.00} s that the peer was timed");
+        var ratio = mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs)).ToList();
+        return new Duel(new(mine), new(theirs), new(ratio), last.PeakBytes, last.Loss, waitingPeer, waitingOurs);
+    }
+}

@@ -1,0 +1,180 @@
+using PerturbNas.Backends;
+using PerturbNas.Backends.Cpu;
+using PerturbNas.Tests.Kernels;
+
+namespace PerturbNas.Benchmarks;
+
+/// <summary>
+/// Every kernel that matters at the shapes of the supernet (C = 16, 32, 64 at 32, 16, 8 pixels a side) and of the derived network (36,
+/// 72, 144): time, and how near it is to the machine's limit. Buffers stay where the last call left them in the caches.
+/// </summary>
+internal static class KernelSuite
+{
+    // How many of those below are the supernet's; the others are the derived network's.
+    private const int SupernetLevels = 3, SupernetReduced = 2;
+
+    // Channels and side of an activation, and of one that a stride of 2 is applied to.
+    private static readonly (int Channels, int Side)[] _levels = [(16, 32), (32, 16), (64, 8), (36, 32), (72, 16), (144, 8)];
+    private static readonly (int Channels, int Side)[] _reduced = [(32, 32), (64, 16), (72, 32), (144, 16)];
+
+    /// <summary>A case with the name of the backward pass that it stands for; all but "backward" skip the forward pass.</summary>
+    private sealed record Entry(KernelCase Case, string Backward = "backward")
+    {
+        /// <summary>The case's name, without what is the same for all of its kind here.</summary>
+        public string Name { get; init; } = Case.Name;
+    }
+
+    public static void Run(BenchmarkOptions options, Report report)
+    {
+        using var all = options.NewBackend();
+        using var single = options.NewBackend(threads: 1);
+        List<(CpuBackend Backend, MachineLimits Limits)> backends = [(single, single.MeasureLimits())];
+        if (all.Threads > 1)
+            backends.Add((all, report.Limits));
+        var results = new List<Result>();
+        foreach (var entry in Entries(options.Batch))
+        {
+            var passes = entry.Case.Passes().Where(pass => pass == KernelPass.Backward || entry.Backward == "backward")
+                .Select(pass => (Pass: pass, Name: pass == KernelPass.Forward ? "forward" : entry.Backward))
+                .Where(pass => $"{entry.Name} {pass.Name}".Contains(options.Filter ?? "", StringComparison.OrdinalIgnoreCase))
+                .ToList();
+            if (passes.Count == 0)
+                continue;
+            using var memory = new CaseMemory(entry.Case, single);
+            foreach (var (pass, name) in passes)
+                foreach (var (backend, limits) in backends)
+                    results.Add(Measure(options.Repeats, memory, entry, pass, name, backend, limits));
+        }
+        if (results.Count == 0)
+            throw new UserException($"No kernel's name and pass contain '{options.Filter}'; run without --filter to see all of them.");
+        report.Add(new
+        {
+            Kind = "kernels",
+            SingleThreadLimits = new { backends[0].Limits.Gigaflops, backends[0].Limits.GigabytesPerSecond },
+            Results = results
+        });
+        report.Table(["kernel", "pass", "threads", "ms", "spread", "GFLOP/s", "of limit", "GB/s", "of limit", "of nearer limit", "speedup"],
+            results.Select((result, i) => Row(result, result.Threads > 1 ? results[i - 1] : null)));
+    }
+
+    private static Result Measure(int repeats, CaseMemory memory, Entry entry, KernelPass pass, string name, CpuBackend backend,
+        MachineLimits limits)
+    {
+        var seconds = Timing.MeasureShort(repeats, () => memory.Call(pass, backend));
+        var (gigaflops, gigabytes) = (entry.Case.Flops(pass) / seconds.Median / 1e9, entry.Case.Bytes(pass) / seconds.Median / 1e9);
+        return new Result(entry.Name, name, backend.Threads, seconds, gigaflops, gigabytes, gigaflops / limits.Gigaflops,
+            gigabytes / limits.GigabytesPerSecond);
+    }
+
+    private static IReadOnlyList<string> Row(Result result, Result? single) =>
+    [
+        result.Kernel, result.Pass, $"{result.Threads}", $"{1e3 * result.Seconds.Median:0.000}", $"{result.Seconds.Spread:P0}",
+        $"{result.Gigaflops:0.0}", $"{result.ShareOfGigaflops:P0}", $"{result.GigabytesPerSecond:0.0}", $"{result.ShareOfBandwidth:P0}",
+        $"{result.ShareOfLimit:P0}", single is null ? "" : $"{single.Seconds.Median / result.Seconds.Median:0.00}",
+    ];
+
+    private static List<Entry> Entries(int batch)
+    {
+        var entries = new List<Entry>();
+        foreach (var (kernel, dilation) in new[] { (3, 1), (3, 2), (5, 1), (5, 2) })
+        {
+            foreach (var (c, side) in _levels)
+                AddGradients(o => KernelCases.DepthwisePointwise(side, side, c, c, kernel, 1, dilation, o));
+            // The second half of a separable convolution, whose input is normalised while it is loaded.
+            foreach (var (c, side) in dilation == 1 ? _levels : [])
+                AddGradients(o => KernelCases.DepthwisePointwise(side, side, c, c, kernel, 1, 1, o with { Normalization = true }));
+            foreach (var (c, side) in _reduced)
+                AddGradients(o => KernelCases.DepthwisePointwise(side, side, c, c, kernel, 2, dilation, o));
+        }
+
+        // Preprocessing: of the stem's output; of a cell's four nodes; of those before a reduction cell, in it and (one half of a
+        // factorized reduction) after it; then the skip connection of stride 2, which is the same half.
+        AddGradients(o => KernelCases.Pointwise(32, 32, [new(48)], 16, o));
+        foreach (var (c, side) in _levels)
+            AddGradients(o => KernelCases.Pointwise(side, side, Nodes(c), c, o));
+        foreach (var (c, side) in _reduced)
+        {
+            AddGradients(o => KernelCases.Pointwise(side, side, Nodes(c / 2), c, o));
+            AddGradients(o => KernelCases.Pointwise(side, side, Nodes(c / 2), c / 2, o, stride: 2, yChannels: c));
+            AddGradients(o => KernelCases.Pointwise(side, side, [new(c)], c / 2, o, stride: 2, yChannels: c));
+        }
+
+        // The two stems, whose image wants no gradient, and dense convolutions.
+        foreach (var c in new[] { 48, 108 })
+            entries.Add(new(KernelCases.Convolution(
+                32, 32, 3, c, (3, 3), (1, 1), (1, 1), new(Images: batch, Wanted: Wanted.Weights), relu: false)));
+        foreach (var (c, side) in _levels.Take(SupernetLevels))
+            AddGradients(o => KernelCases.Convolution(side, side, c, c, (3, 3), (1, 1), (1, 1), o));
+
+        foreach (var maximum in new[] { true, false })
+        {
+            foreach (var (c, side) in _levels.Take(SupernetLevels))
+                entries.Add(new(KernelCases.Pool(maximum, side, side, c, 1, new(Images: batch))));
+            foreach (var (c, side) in _reduced.Take(SupernetReduced))
+                entries.Add(new(KernelCases.Pool(maximum, side, side, c, 2, new(Images: batch))));
+        }
+
+        // The first and the last node of a cell of s5: two and five edges of seven operations; skip connections are not normalised.
+        foreach (var (c, side) in _levels.Take(SupernetLevels))
+            foreach (var count in new[] { 14, 35 })
+            {
+                (int, bool, int)[] terms = [.. Enumerable.Range(0, count).Select(t => (1, t % 7 != 2, t))];
+                entries.Add(new(KernelCases.MixedSum(1, batch, side * side, c, terms, count))
+                {
+                    Name = $"mixed_sum v1 n{batch} p{side * side} c{c} {count} terms",
+                });
+            }
+        return entries;
+
+        // With both gradients, with that of the input alone (the alpha step), and with those of the weights alone.
+        void AddGradients(Func<Options, KernelCase> build)
+        {
+            entries.Add(new(build(new(Images: batch))));
+            entries.Add(new(build(new(Images: batch, Wanted: Wanted.Input)), "backward by data"));
+            entries.Add(new(build(new(Images: batch, Wanted: Wanted.Weights)), "backward by weights"));
+        }
+    }
+
+    private static Part[] Nodes(int channels) => [new(channels), new(channels), new(channels), new(channels)];
+
+    private sealed record Result(string Kernel, string Pass, int Threads, Repeats Seconds, double Gigaflops, double GigabytesPerSecond,
+        double ShareOfGigaflops, double ShareOfBandwidth)
+    {
+        /// <summary>The time that the nearer of the two limits would take, over the time taken.</summary>
+        public double ShareOfLimit => Math.Max(ShareOfGigaflops, ShareOfBandwidth);
+    }
+
+    /// <summary>A case's buffers, filled, and its forward pass run once, so that the backward pass finds what it needs.</summary>
+    private sealed class CaseMemory : IDisposable
+    {
+        private readonly Backend _backend;
+        private readonly KernelCase _case;
+        private readonly Dictionary<string, nint> _blocks = [];
+        private readonly KernelAddresses _forward, _backward;
+
+        public CaseMemory(KernelCase kernelCase, CpuBackend backend)
+        {
+            (_case, _backend) = (kernelCase, backend);
+            foreach (var buffer in kernelCase.Buffers)
+            {
+                var address = backend.Allocate((long)buffer.Count * buffer.ElementSize(backend.ElementSize));
+                _blocks.Add(buffer.Name, address);
+                if (buffer.Values(kernelCase.Name, continuous: true) is { } values)
+                    backend.Write(address, values);
+            }
+            _backward = new KernelAddresses(_blocks);
+            _forward = new KernelAddresses(kernelCase.Buffers.Where(buffer => buffer.Role != BufferRole.BackwardOutput)
+                .ToDictionary(buffer => buffer.Name, buffer => _blocks[buffer.Name]));
+            Call(KernelPass.Forward, backend);
+        }
+
+        public void Call(KernelPass pass, Backend backend) =>
+            _case.Call(pass)(backend, pass == KernelPass.Forward ? _forward : _backward);
+
+        public void Dispose()
+        {
+            foreach (var address in _blocks.Values)
+                _backend.Free(address);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+using PerturbNas.Networks;
+using PerturbNas.Spaces;
+
+namespace PerturbNas.Benchmarks;
+
+/// <summary>
+/// Scoring all candidates of one edge, exactly and without racing: they are variants of one pass of ours; the peer, like the paper's code,
+/// runs the whole network once for each. Both are given in seconds per candidate and batch.
+/// </summary>
+internal static class ScoringSuite
+{
+    /// <summary>The candidates of an edge: without each of its operations in turn.</summary>
+    public static List<Mask> Candidates(SearchSpace space, CellType type, int edge) =>
+        [.. Enumerable.Range(0, space.Columns(type)).Select(operation => new Mask(type, edge, operation))];
+
+    public static void Run(BenchmarkOptions options, Report report)
+    {
+        var size = WorkloadSize.Of(options);
+        using var backend = options.NewBackend();
+        using var workload = new Workload(size, backend, options.Batches);
+        var rows = new List<IReadOnlyList<string>>();
+        if (!options.Peer)
+            ScoreBothTypes(null);
+        foreach (var mode in Duel.Modes(options))
+        {
+            using var peer = new Peer("scoring", mode, size, backend.Threads, workload);
+            Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
+            ScoreBothTypes(peer);
+        }
+        report.Table(
+            ["scoring, per candidate and batch", "candidates", "ours s", "min-max s", "GFLOP", "of limit", "peer s", "min-max s",
+                "times ours", "min-max"], rows);
+
+        void ScoreBothTypes(Peer? peer)
+        {
+            foreach (var type in Enum.GetValues<CellType>())
+                rows.Add(Score(type, peer));
+        }
+
+        IReadOnlyList<string> Score(CellType type, Peer? peer)
+        {
+            var masks = Candidates(workload.Network.Space, type, options.Edge);
+            var evaluation = workload.NewEvaluation(options.Batches);
+            void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
+            double units = masks.Count * options.Batches;
+            var duel = peer is null ? null : Duel.Run(options.Repeats, Evaluate, units, peer, report);
+            var ours = (duel?.Ours ?? Timing.Measure(options.Repeats, Evaluate)).Per(units);
+            var flops = Count(size, masks) / masks.Count;
+            report.Add(new
+            {
+                Kind = "scoring",
+                Cell = CellTopology.NameOf(type),
+                options.Edge,
+                Candidates = masks.Count,
+                options.Batches,
+                SecondsPerCandidateBatch = ours,
+                FlopsPerCandidateBatch = flops,
+                ShareOfLimit = report.ShareOfLimit(flops, ours.Median),
+                PeakBytes = Memory.PeakBytes(),
+                peer?.Description,
+                duel
+            });
+            return
+            [
+                $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{masks.Count}",
+                $"{ours.Median:0.0000}", $"{ours.Minimum:0.0000}-{ours.Maximum:0.0000}", $"{flops / 1e9:0.00}",
+                $"{report.ShareOfLimit(flops, ours.Median):P1}",
+                duel is null ? "" : $"{duel.Peer.Median:0.000}", duel is null ? "" : $"{duel.Peer.Minimum:0.000}-{duel.Peer.Maximum:0.000}",
+                duel is null ? "" : $"{duel.Ratio.Median:0.00}", duel is null ? "" : $"{duel.Ratio.Minimum:0.00}-{duel.Ratio.Maximum:0.00}",
+            ];
+        }
+    }
+
+    /// <summary>What our engine asks of its kernels for one batch: less than a forward pass for each candidate.</summary>
+    public static double Count(WorkloadSize size, List<Mask> masks)
+    {
+        using var counter = new FlopCounter();
+        using var workload = new Workload(size, counter);
+        workload.NewEvaluation(1).Evaluate(new EdgeStates(), masks);
+        return counter.Flops;
+    }
+}

@@ -1,0 +1,97 @@
+using System.Text.Json;
+
+namespace PerturbNas.Benchmarks;
+
+/// <summary>
+/// An alpha step and a weight step of a supernet, beside the peer's. The useful work is what our engine asks of its kernels, counted by
+/// <see cref="FlopCounter"/>: for s5 of 16 channels, 8 layers and batch 64 some 42 GFLOP forward, twice that for the alpha step
+/// (forward, gradients of activations), three times for the weight step (those of weights as well). The peer computes more: its
+/// alpha step takes all weight gradients and throws them away.
+/// </summary>
+internal static class SearchStepSuite
+{
+    private const float Rate = 0.025f;
+
+    /// <summary>What the search step of a workload is, counted by running it on a backend that only counts.</summary>
+    public static (double Flops, double ProductFlops, double ForwardFlops) Count(WorkloadSize size)
+    {
+        using var forward = new FlopCounter();
+        using (var workload = new Workload(size, forward))
+            workload.FirstLoss();
+        using var step = new FlopCounter();
+        using (var workload = new Workload(size, step))
+        using (var trainer = workload.NewTrainer())
+            trainer.Step(0, Rate);
+        return (step.Flops, step.ProductFlops, forward.Flops);
+    }
+
+    /// <summary>Times our step without a peer.</summary>
+    public static Repeats Measure(WorkloadSize size, BenchmarkOptions options, int? threads = null)
+    {
+        using var backend = options.NewBackend(threads);
+        using var workload = new Workload(size, backend);
+        using var trainer = workload.NewTrainer();
+        long step = 0;
+        return Timing.Measure(options.Repeats, () => trainer.Step(step++, Rate));
+    }
+
+    public static void Run(BenchmarkOptions options, Report report)
+    {
+        var size = WorkloadSize.Of(options);
+        var (flops, productFlops, forwardFlops) = Count(size);
+        Console.WriteLine($"useful work: forward {forwardFlops / 1e9:0.00} GFLOP, search step {flops / 1e9:0.00} GFLOP " +
+            $"({productFlops / flops:P0} in convolutions and linear layers)");
+        report.Add(new { Kind = "work", flops, productFlops, forwardFlops });
+        var rows = new List<IReadOnlyList<string>>();
+        if (!options.Peer)
+        {
+            var seconds = Measure(size, options);
+            rows.Add(Row("ours", seconds, Memory.PeakBytes(), null));
+            report.Add(new
+            {
+                Kind = "search_step",
+                seconds,
+                PeakBytes = Memory.PeakBytes(),
+                Gigaflops = flops / seconds.Median / 1e9,
+                ShareOfLimit = report.ShareOfLimit(flops, seconds.Median)
+            });
+        }
+        foreach (var mode in Duel.Modes(options))
+        {
+            using var backend = options.NewBackend();
+            using var workload = new Workload(size, backend);
+            using var trainer = workload.NewTrainer();
+            using var peer = new Peer("search-step", mode, size, backend.Threads, workload);
+            var firstLoss = workload.FirstLoss();
+            Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
+            long step = 0;
+            double lastLoss = 0;
+            var duel = Duel.Run(options.Repeats, () => lastLoss = trainer.Step(step++, Rate).Train.Loss, 1, peer, report);
+            rows.Add(Row("ours", duel.Ours, Memory.PeakBytes(), null));
+            var version = peer.Description.GetProperty("torch").GetString();
+            rows.Add(Row($"PyTorch {version}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
+            Console.WriteLine($"loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
+                $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
+            report.Add(new
+            {
+                Kind = "search_step",
+                peer.Description,
+                FirstLoss = firstLoss,
+                LastLoss = lastLoss,
+                PeakBytes = Memory.PeakBytes(),
+                workload.ArenaBytes,
+                Gigaflops = flops / duel.Ours.Median / 1e9,
+                ShareOfLimit = report.ShareOfLimit(flops, duel.Ours.Median),
+                duel
+            });
+        }
+        report.Table(["search step", "median s", "min-max s", "peak GiB", "GFLOP/s", "of limit", "times ours", "min-max"], rows);
+
+        IReadOnlyList<string> Row(string name, Repeats seconds, long peak, Repeats? ratio) =>
+        [
+            name, $"{seconds.Median:0.000}", $"{seconds.Minimum:0.000}-{seconds.Maximum:0.000}", $"{peak / (double)(1 << 30):0.00}",
+            $"{flops / seconds.Median / 1e9:0.0}", $"{report.ShareOfLimit(flops, seconds.Median):P1}",
+            ratio is null ? "" : $"{ratio.Median:0.00}", ratio is null ? "" : $"{ratio.Minimum:0.00}-{ratio.Maximum:0.00}",
+        ];
+    }
+}

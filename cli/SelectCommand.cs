@@ -1,4 +1,5 @@
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Reports;
 using PerturbNas.Selection;
 using PerturbNas.Training;
 
@@ -32,6 +33,9 @@ internal static class SelectCommand
             CosineTuning = options.TuneSchedule == "cosine",
             ReferenceQuirks = options.ReferenceQuirks,
         };
+        var forecast = Forecast.OfSelection(experiment.Configuration, configuration);
+        forecast.RequireMemory();
+        terminal.Note(forecast.Summary);
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
         var result = Run(selection, configuration, terminal, cancellation);
         if (options.Json)

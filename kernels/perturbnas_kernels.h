@@ -12,12 +12,12 @@
  *  - normalization [V, 4, C]: rows scale, shift, inverse deviation, mean. A "pending" normalisation is applied by the
  *    consumer while loading: n = scale * y + shift; the standardised value is yhat = inverse_deviation * (y - mean).
  *    A null pointer means that there is none: n = yhat = y.
- *  - gradient_sums [N, rows, C] (V = 1): per image, row 0 the sum over pixels of g, row r >= 1 the sum of g * yhat of the
- *    r-th term. pn_batch_norm_backward merges one row in image order.
+ *  - gradient_sums [N, rows, C] (V = 1): per image, row 0 the sum over pixels of g, row r >= 1 the sum of g * yhat of
+ * the r-th term. pn_batch_norm_backward merges one row in image order.
  *  - gradient coefficients [3, C]: a "pending" gradient of a raw output y, applied while loading:
  *    dy = a * g + b * y + c. A null pointer means dy = g.
- *  - Backward kernels take V = 1 (training has no variants); a null output pointer means "not asked for" and costs nothing.
- *    Parameter gradients are assigned. Activation gradients are assigned, or added to where `accumulate` is set.
+ *  - Backward kernels take V = 1 (training has no variants); a null output pointer means "not asked for" and costs
+ * nothing. Parameter gradients are assigned. Activation gradients are assigned, or added to where `accumulate` is set.
  *  - ReLU is n < 0 ? 0 : n (not-a-number passes through); its derivative is 1 for n > 0 and 0 elsewhere.
  *  - Output extents are (H + 2 * padding - dilation * (K - 1) - 1) / stride + 1, integer division.
  *  - Results do not depend on the number of threads: work and partial sums are divided by shape alone.
@@ -76,10 +76,10 @@ typedef struct {
   float* statistics;            /* forward: [V, N, 2, Cout] or null */
   const float* g;               /* backward: [N, OH, OW, Cout] */
   const float* coefficients;    /* backward: [3, Cout] or null */
-  float* dx;                    /* backward: [N, H, W, Cin] gradient with respect to n (x after x_normalization), or null */
-  float* gradient_sums;         /* backward: [N, 2, Cin] of dx and xhat; only with x_normalization, or null */
-  float* d_depthwise;           /* backward: [K*K][Cin] or null */
-  float* d_pointwise;           /* backward: [Cin][Cout] or null */
+  float* dx;            /* backward: [N, H, W, Cin] gradient with respect to n (x after x_normalization), or null */
+  float* gradient_sums; /* backward: [N, 2, Cin] of dx and xhat; only with x_normalization, or null */
+  float* d_depthwise;   /* backward: [K*K][Cin] or null */
+  float* d_pointwise;   /* backward: [Cin][Cout] or null */
   int32_t variants, images, height, width, in_channels, out_channels;
   int32_t kernel, stride, dilation;
   int32_t accumulate; /* backward: add to dx */
@@ -89,11 +89,11 @@ PN_API int32_t pn_depthwise_pointwise_forward(pn_context* context, const pn_dept
 PN_API int32_t pn_depthwise_pointwise_backward(pn_context* context, const pn_depthwise_pointwise* a);
 
 /*
- * Optional ReLU - pointwise 1x1 convolution of a concatenation, with statistics. Pixel (i, j) of the output reads input pixel
- * (i * stride + offset, j * stride + offset); an input pixel outside the image counts as zero. OH = ceil(H / stride).
- * The output is the channel slice [y_offset, y_offset + out_channels) of y [V, N, OH, OW, y_channels]; statistics,
- * coefficients are indexed by the channels of y as well. A factorized reduction is two calls with stride 2, offsets 0 and 1.
- * V is the largest of the parts' variants; every part has V or 1.
+ * Optional ReLU - pointwise 1x1 convolution of a concatenation, with statistics. Pixel (i, j) of the output reads input
+ * pixel (i * stride + offset, j * stride + offset); an input pixel outside the image counts as zero. OH = ceil(H /
+ * stride). The output is the channel slice [y_offset, y_offset + out_channels) of y [V, N, OH, OW, y_channels];
+ * statistics, coefficients are indexed by the channels of y as well. A factorized reduction is two calls with stride 2,
+ * offsets 0 and 1. V is the largest of the parts' variants; every part has V or 1.
  */
 typedef struct {
   const pn_part* parts; /* part_count of them, at most 8; Cin is the sum of their channels */
@@ -112,7 +112,8 @@ typedef struct {
 PN_API int32_t pn_pointwise_forward(pn_context* context, const pn_pointwise* a);
 PN_API int32_t pn_pointwise_backward(pn_context* context, const pn_pointwise* a);
 
-/* Optional ReLU - dense KHxKW convolution, with statistics; any channel counts. Used by the stem, by nor_conv_3x3 and by conv_7x1_1x7. */
+/* Optional ReLU - dense KHxKW convolution, with statistics; any channel counts. Used by the stem, by nor_conv_3x3 and
+ * by conv_7x1_1x7. */
 typedef struct {
   const float* x;            /* [V, N, H, W, Cin] */
   const float* weight;       /* [KH*KW*Cin][Cout] */
@@ -131,8 +132,8 @@ PN_API int32_t pn_convolution_forward(pn_context* context, const pn_convolution*
 PN_API int32_t pn_convolution_backward(pn_context* context, const pn_convolution* a);
 
 /*
- * Pooling 3x3, padding 1, with statistics; no ReLU before it. The average excludes padding. The maximum is the first one in
- * row-major order of the window (not-a-number wins); `argmax` keeps its position 0..8 in the window.
+ * Pooling 3x3, padding 1, with statistics; no ReLU before it. The average excludes padding. The maximum is the first
+ * one in row-major order of the window (not-a-number wins); `argmax` keeps its position 0..8 in the window.
  */
 typedef struct {
   const float* x;            /* [V, N, H, W, C] */
@@ -152,7 +153,8 @@ PN_API int32_t pn_avg_pool_3x3_backward(pn_context* context, const pn_pool* a);
 
 /*
  * Batch norm (Ioffe & Szegedy 2015). Forward turns statistics (training) or running statistics (evaluation) into a
- * normalization; variance is biased for normalising and unbiased for the running variance, momentum is the weight of the new value.
+ * normalization; variance is biased for normalising and unbiased for the running variance, momentum is the weight of
+ * the new value.
  */
 typedef struct {
   const float* statistics; /* training: [V, N, 2, C]; null: evaluation mode, running statistics are used */
@@ -184,8 +186,8 @@ PN_API int32_t pn_batch_norm_forward(pn_context* context, const pn_batch_norm_fo
 PN_API int32_t pn_batch_norm_backward(pn_context* context, const pn_batch_norm_backward_args* a);
 
 /*
- * The node's mixed sum: out[v] = sum over terms t of weights[v, index_t] * n_t[v or 0], n_t the term's (normalised) value.
- * With one term and weights null (= 1) it materialises a normalised activation.
+ * The node's mixed sum: out[v] = sum over terms t of weights[v, index_t] * n_t[v or 0], n_t the term's (normalised)
+ * value. With one term and weights null (= 1) it materialises a normalised activation.
  */
 typedef struct {
   const float* y;             /* [variants, N, P, C] */
@@ -196,12 +198,12 @@ typedef struct {
 
 typedef struct {
   const pn_term* terms;
-  const float* weights;  /* [V, weight_stride], or null: all weights are 1 */
-  float* out;            /* forward: [V, N, P, C]; no terms: zeros */
-  const float* g;        /* backward: [N, P, C] */
-  float* gradient_sums;  /* backward: [N, 1 + term_count, C] */
-  float* weight_gradients; /* backward: [weight_stride]; element index_t gets sum(g * n_t) ADDED (several nodes share the table), or
-                              null */
+  const float* weights;    /* [V, weight_stride], or null: all weights are 1 */
+  float* out;              /* forward: [V, N, P, C]; no terms: zeros */
+  const float* g;          /* backward: [N, P, C] */
+  float* gradient_sums;    /* backward: [N, 1 + term_count, C] */
+  float* weight_gradients; /* backward: [weight_stride]; element index_t gets sum(g * n_t) ADDED (several nodes share
+                              the table), or null */
   int32_t term_count, variants, images, pixels, channels, weight_stride;
 } pn_mixed_sum;
 
@@ -219,7 +221,8 @@ typedef struct {
 
 PN_API int32_t pn_scaled_copy_run(pn_context* context, const pn_scaled_copy* a);
 
-/* Global average pooling of a concatenation: out [V, N, Cin]; backward spreads g [N, Cin] / pixels over the parts' dx. */
+/* Global average pooling of a concatenation: out [V, N, Cin]; backward spreads g [N, Cin] / pixels over the parts' dx.
+ */
 typedef struct {
   const pn_part* parts;
   float* out;
@@ -247,15 +250,16 @@ PN_API int32_t pn_linear_forward(pn_context* context, const pn_linear* a);
 PN_API int32_t pn_linear_backward(pn_context* context, const pn_linear* a);
 
 /*
- * Softmax cross-entropy. Per variant: the sum of the losses over the images (natural logarithm) and the number of images whose
- * largest logit is the label's (ties: the lowest class index is the prediction). dlogits is the gradient of scale * mean loss.
+ * Softmax cross-entropy. Per variant: the sum of the losses over the images (natural logarithm) and the number of
+ * images whose largest logit is the label's (ties: the lowest class index is the prediction). dlogits is the gradient
+ * of scale * mean loss.
  */
 typedef struct {
-  const float* logits;   /* [V, N, classes] */
-  const int32_t* labels; /* [N], 0..classes-1 */
-  float* image_losses;   /* out: [V, N] or null */
-  int32_t* image_correct; /* out: [V, N], 0 or 1, or null */
-  double* loss_sums;      /* out: [V] */
+  const float* logits;     /* [V, N, classes] */
+  const int32_t* labels;   /* [N], 0..classes-1 */
+  float* image_losses;     /* out: [V, N] or null */
+  int32_t* image_correct;  /* out: [V, N], 0 or 1, or null */
+  double* loss_sums;       /* out: [V] */
   int64_t* correct_counts; /* out: [V] */
   float* dlogits;          /* out: [N, classes] (V = 1) or null */
   int32_t variants, images, classes;
@@ -268,8 +272,8 @@ PN_API int32_t pn_softmax_cross_entropy_run(pn_context* context, const pn_softma
 
 /*
  * One SGD step over a flat parameter array: d = clip * gradient + weight_decay * p; m = momentum * m + d; p -= rate * m
- * (first step: m starts at zero, which gives m = d). clip = min(1, max_norm / (norm + 1e-6)) with norm the 2-norm of all
- * gradients, summed in double over fixed chunks; max_norm <= 0: no clipping. norm is written out.
+ * (first step: m starts at zero, which gives m = d). clip = min(1, max_norm / (norm + 1e-6)) with norm the 2-norm of
+ * all gradients, summed in double over fixed chunks; max_norm <= 0: no clipping. norm is written out.
  */
 typedef struct {
   float* parameters;
@@ -296,9 +300,10 @@ typedef struct {
 PN_API int32_t pn_adam_step(pn_context* context, const pn_adam* a);
 
 /*
- * N(0,1) noise from the counter-based stream (key, position): elements 4i..4i+3 come from Philox4x32-10 (Salmon et al. 2011) with
- * key = (low, high word of key) and counter = (low, high word of i, low, high word of position), by Box-Muller:
- * u = (x0 + 0.5) / 2^32, v = x1 / 2^32: sqrt(-2 ln u) * (cos 2 pi v, sin 2 pi v); the second pair from x2, x3.
+ * N(0,1) noise from the counter-based stream (key, position): elements 4i..4i+3 come from Philox4x32-10 (Salmon et al.
+ * 2011) with key = (low, high word of key) and counter = (low, high word of i, low, high word of position), by
+ * Box-Muller: u = (x0 + 0.5) / 2^32, v = x1 / 2^32: sqrt(-2 ln u) * (cos 2 pi v, sin 2 pi v); the second pair from x2,
+ * x3.
  */
 typedef struct {
   float* out;

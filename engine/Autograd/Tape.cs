@@ -21,6 +21,9 @@ public enum BatchNormMode
 public sealed record TapeOptions(BatchNormMode BatchNorm, bool WeightGradients = false, bool AlphaGradients = false)
 {
     public bool AnyGradients => WeightGradients || AlphaGradients;
+
+    /// <summary>Test seam: false gives every block a place of its own.</summary>
+    internal bool ReuseMemory { get; init; } = true;
 }
 
 /// <summary>An operator recorded on a tape: its forward and backward computation, and the memory that each uses.</summary>
@@ -31,7 +34,10 @@ public abstract class Operator
 
     public abstract void Forward(Backend backend);
 
-    /// <summary>Whether <see cref="Backward"/> has anything to do.</summary>
+    /// <summary>
+    /// Whether <see cref="Backward"/> has anything to do: a consumer has asked for a gradient of the output. Known once the consumers have been
+    /// planned; where selection has left a value without consumers, there is none.
+    /// </summary>
     internal virtual bool NeedsBackward => false;
 
     /// <summary>Called once, consumers before producers: asks the inputs for gradient memory.</summary>
@@ -170,7 +176,7 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             long offset = 0;
             foreach (var other in placed)
             {
-                if (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse)
+                if (options.ReuseMemory && (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse))
                     continue;
                 if (other.Offset >= offset + block.Bytes)
                     break;

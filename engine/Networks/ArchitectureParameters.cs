@@ -56,11 +56,19 @@ public sealed class ArchitectureParameters : IDisposable
     /// <summary>softmax(alpha) of one cell type, row by row: [14, operations].</summary>
     public double[] Softmax(CellType type)
     {
-        var values = Get(type);
+        var values = new double[CellTopology.Edges * Columns(type)];
+        Softmax(type, values);
+        return values;
+    }
+
+    /// <summary>The same, into the caller's memory.</summary>
+    internal void Softmax(CellType type, Span<double> values)
+    {
+        _backend.Read(Values.Address + Start(type), values);
         var columns = Columns(type);
         for (var edge = 0; edge < CellTopology.Edges; edge++)
         {
-            var row = values.AsSpan(edge * columns, columns);
+            var row = values.Slice(edge * columns, columns);
             var max = double.NegativeInfinity;
             foreach (var value in row)
                 max = Math.Max(max, value);
@@ -70,7 +78,6 @@ public sealed class ArchitectureParameters : IDisposable
             foreach (ref var value in row)
                 value /= sum;
         }
-        return values;
     }
 
     /// <summary>
@@ -79,9 +86,10 @@ public sealed class ArchitectureParameters : IDisposable
     /// </summary>
     internal void SetGradients(CellType type, ReadOnlySpan<double> mixingGradients, EdgeStates states)
     {
-        var weights = Softmax(type);
         var columns = Columns(type);
-        var gradients = new double[weights.Length];
+        Span<double> weights = stackalloc double[CellTopology.Edges * columns];
+        Span<double> gradients = stackalloc double[weights.Length];
+        Softmax(type, weights);
         for (var edge = 0; edge < CellTopology.Edges; edge++)
         {
             if (states[type, edge] != EdgeStates.Undecided)

@@ -58,6 +58,6 @@ public sealed partial record Genotype(IReadOnlyList<GenotypeEdge> Normal, IReadO
         @"reduce\s*=\s*\[(?<reduce>[^\]]*)\]\s*,\s*reduce_concat\s*=\s*(range\(2,\s*6\)|\[2, 3, 4, 5\])\s*\)$")]
     private static partial Regex Form();
 
-    [GeneratedRegex(@"\(\s*['""](\w+)['""]\s*,\s*(\d+)\s*\)")]
+    [GeneratedRegex(@"\(\s*['""](\w+)['""]\s*,\s*(\d{1,9})\s*\)")]
     private static partial Regex Pair();
 }

@@ -39,13 +39,9 @@ public sealed class MixingTable : IDisposable
 
     public void ZeroGradients() => _backend.Zero(Gradients.Address, Gradients.Bytes);
 
-    /// <summary>Gradient of the loss with respect to each weight, after a backward pass.</summary>
-    public double[] GetGradients()
-    {
-        var gradients = new double[Columns];
-        _backend.Read(Gradients.Address, gradients);
-        return gradients;
-    }
+    /// <summary>Reads the gradient of the loss with respect to each weight, after a backward pass.</summary>
+    /// <param name="gradients">[Columns].</param>
+    public void ReadGradients(Span<double> gradients) => _backend.Read(Gradients.Address, gradients);
 
     public void Dispose()
     {

@@ -199,11 +199,15 @@ public sealed class SupernetPass
     private readonly EdgeStates _states;
     private readonly IReadOnlyList<Mask> _masks;
 
+    // Mixing weights of one cell type for all variants.
+    private readonly double[] _rows;
+
     internal SupernetPass(Supernet network, Tape tape, Block images, Block labels, SoftmaxCrossEntropy loss, EdgeStates states,
         IReadOnlyList<Mask> masks)
     {
         (_network, _tape, _images, _labels, _loss, _states, _masks) = (network, tape, images, labels, loss, states, masks);
         Images = loss.Logits.Shape.Images;
+        _rows = new double[masks.Count * Math.Max(network.Table(CellType.Normal).Columns, network.Table(CellType.Reduction).Columns)];
     }
 
     /// <summary>Images per batch.</summary>
@@ -242,7 +246,11 @@ public sealed class SupernetPass
             _network.Table(type).ZeroGradients();
         _tape.Backward();
         foreach (var type in Enum.GetValues<CellType>())
-            _network.Alphas.SetGradients(type, _network.Table(type).GetGradients(), _states);
+        {
+            var gradients = _rows.AsSpan(0, _network.Table(type).Columns);
+            _network.Table(type).ReadGradients(gradients);
+            _network.Alphas.SetGradients(type, gradients, _states);
+        }
     }
 
     /// <summary>The sum of losses and the number of correct images of every variant.</summary>
@@ -259,23 +267,24 @@ public sealed class SupernetPass
     }
 
     /// <summary>The mixing weights of every variant: softmax(alpha), one-hot where decided, zero where removed or masked.</summary>
-    private double[] MixingRows(CellType type)
+    private ReadOnlySpan<double> MixingRows(CellType type)
     {
         var columns = _network.Table(type).Columns;
         var operations = _network.Table(type).Operations;
-        var row = _network.Alphas.Softmax(type);
+        var first = _rows.AsSpan(0, columns);
+        _network.Alphas.Softmax(type, first);
         for (var edge = 0; edge < CellTopology.Edges; edge++)
         {
             var state = _states[type, edge];
             for (var o = 0; o < operations && state != EdgeStates.Undecided; o++)
-                row[edge * operations + o] = state == o ? 1 : 0;
+                first[edge * operations + o] = state == o ? 1 : 0;
         }
-        var rows = new double[_masks.Count * columns];
-        for (var v = 0; v < _masks.Count; v++)
+        // From the last variant, so that the first row is there to copy until its own masks are applied.
+        for (var v = _masks.Count - 1; v >= 0; v--)
         {
             for (var column = 0; column < columns; column++)
-                rows[v * columns + column] = _masks[v].Covers(type, column / operations, column % operations) ? 0 : row[column];
+                _rows[v * columns + column] = _masks[v].Covers(type, column / operations, column % operations) ? 0 : first[column];
         }
-        return rows;
+        return _rows.AsSpan(0, _masks.Count * columns);
     }
 }

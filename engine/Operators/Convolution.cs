@@ -43,7 +43,7 @@ public sealed class Convolution : Operator
 
     public override string Name => "convolution";
 
-    internal override bool NeedsBackward => _y.NeedsGradient;
+    internal override bool NeedsBackward => _y.PendingG is not null;
 
     public override void Forward(Backend backend) => backend.ConvolutionForward(Arguments() with
     {

@@ -36,7 +36,7 @@ public sealed class DepthwisePointwise : Operator
 
     public override string Name => "depthwise_pointwise";
 
-    internal override bool NeedsBackward => _y.NeedsGradient;
+    internal override bool NeedsBackward => _y.PendingG is not null;
 
     public override void Forward(Backend backend) => backend.DepthwisePointwiseForward(Arguments() with
     {

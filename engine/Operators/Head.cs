@@ -29,7 +29,7 @@ public sealed class GlobalAveragePool : Operator
 
     public override string Name => "global_average_pool";
 
-    internal override bool NeedsBackward => _out.NeedsGradient;
+    internal override bool NeedsBackward => _out.Gradient is not null;
 
     public override unsafe void Forward(Backend backend)
     {
@@ -101,7 +101,7 @@ public sealed class Linear : Operator
 
     public override string Name => "linear";
 
-    internal override bool NeedsBackward => _out.NeedsGradient;
+    internal override bool NeedsBackward => _out.Gradient is not null;
 
     public override void Forward(Backend backend) => backend.LinearForward(Arguments());
 

@@ -40,7 +40,7 @@ public sealed class MixedSum : Operator
 
     public override string Name => "mixed_sum";
 
-    internal override bool NeedsBackward => _out.NeedsGradient;
+    internal override bool NeedsBackward => _out.Gradient is not null;
 
     public override unsafe void Forward(Backend backend)
     {
@@ -50,7 +50,7 @@ public sealed class MixedSum : Operator
 
     internal override void PlanBackward(Tape tape)
     {
-        var g = _out.Gradient ?? throw new InvalidOperationException("a mixed sum that nothing consumes");
+        var g = _out.Gradient!;
         _gradientSums = tape.Allocate((long)_out.Shape.Images * (1 + _terms.Count) * _out.Shape.Channels);
         for (var i = 0; i < _terms.Count; i++)
         {

@@ -38,7 +38,7 @@ public sealed class Pointwise : Operator
 
     public override string Name => _weights.Length == 1 ? "pointwise" : "factorized_reduction";
 
-    internal override bool NeedsBackward => _y.NeedsGradient;
+    internal override bool NeedsBackward => _y.PendingG is not null;
 
     public override void Forward(Backend backend) => Run(backend, backward: false);
 

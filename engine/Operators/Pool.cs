@@ -31,7 +31,7 @@ public sealed class Pool : Operator
 
     public override string Name => _max ? "max_pool_3x3" : "avg_pool_3x3";
 
-    internal override bool NeedsBackward => _y.NeedsGradient;
+    internal override bool NeedsBackward => _y.PendingG is not null;
 
     public override void Forward(Backend backend)
     {

@@ -93,30 +93,47 @@ public sealed class SelectionRun : IDisposable
     {
         var run = RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By));
         foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
-            File.Delete(run.PathOf(stale));
+            if (File.Exists(run.PathOf(stale)))
+                File.Delete(run.PathOf(stale));
         var selection = new SelectionRun(experiment, configuration, run);
-        using (var search = new SupernetSearch(experiment))
-            search.Restore();
-        run.WriteJson("config.json", configuration);
-        return selection;
+        try
+        {
+            using (var search = new SupernetSearch(experiment))
+                search.Restore();
+            run.WriteJson("config.json", configuration);
+            return selection;
+        }
+        catch
+        {
+            selection.Dispose();
+            throw;
+        }
     }
 
     /// <summary>Goes on with a selection that was interrupted.</summary>
     public static SelectionRun Resume(Experiment experiment, SelectionConfiguration configuration)
     {
         var selection = new SelectionRun(experiment, configuration, RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By)));
-        if (File.Exists(selection.CheckpointPath))
+        try
         {
-            selection.Restore();
+            if (File.Exists(selection.CheckpointPath))
+            {
+                selection.Restore();
+            }
+            else
+            {
+                using var search = new SupernetSearch(experiment);
+                search.Restore();
+                selection._run.Truncate(DecisionsFile, 0);
+                selection._run.Truncate(MetricsFile, 0);
+            }
+            return selection;
         }
-        else
+        catch
         {
-            using var search = new SupernetSearch(experiment);
-            search.Restore();
-            selection._run.Truncate(DecisionsFile, 0);
-            selection._run.Truncate(MetricsFile, 0);
+            selection.Dispose();
+            throw;
         }
-        return selection;
     }
 
     /// <summary>The configuration of the selection in a folder, to resume it; null: there is none.</summary>

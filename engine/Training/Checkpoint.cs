@@ -8,6 +8,7 @@ namespace PerturbNas.Training;
 public sealed class CheckpointState
 {
     private readonly Dictionary<string, string> _values;
+    private readonly string _path = "(not yet written)";
 
     /// <param name="kind">"search" or "selection".</param>
     /// <param name="space">The space in its JSON form.</param>
@@ -18,7 +19,7 @@ public sealed class CheckpointState
         ["space"] = space,
     };
 
-    internal CheckpointState(IReadOnlyDictionary<string, string> values) => _values = new Dictionary<string, string>(values);
+    internal CheckpointState(string path, IDictionary<string, string> values) => (_path, _values) = (path, new Dictionary<string, string>(values));
 
     internal IReadOnlyDictionary<string, string> Values => _values;
 
@@ -27,17 +28,30 @@ public sealed class CheckpointState
     public void Set(string name, Totals value) =>
         _values[name] = string.Create(CultureInfo.InvariantCulture, $"{value.LossSum:R} {value.Correct} {value.Images}");
 
-    public long GetInt64(string name) => long.Parse(Get(name), CultureInfo.InvariantCulture);
+    /// <exception cref="UserException">The number is missing or not one.</exception>
+    public long GetInt64(string name) => Parse(name, value => long.Parse(value, CultureInfo.InvariantCulture));
 
-    public Totals GetTotals(string name)
+    /// <inheritdoc cref="GetInt64" path="/exception"/>
+    public Totals GetTotals(string name) => Parse(name, value => value.Split(' ') is [var lossSum, var correct, var images]
+        ? new Totals(double.Parse(lossSum, CultureInfo.InvariantCulture), long.Parse(correct, CultureInfo.InvariantCulture),
+            long.Parse(images, CultureInfo.InvariantCulture))
+        : throw new FormatException());
+
+    internal string Get(string name) => _values.TryGetValue(name, out var value)
+        ? value
+        : throw new UserException($"Checkpoint '{_path}' lacks '{name}': it was not written by this program; give one that was.");
+
+    private T Parse<T>(string name, Func<string, T> parse)
     {
-        var parts = Get(name).Split(' ');
-        return new Totals(double.Parse(parts[0], CultureInfo.InvariantCulture), long.Parse(parts[1], CultureInfo.InvariantCulture),
-            long.Parse(parts[2], CultureInfo.InvariantCulture));
+        try
+        {
+            return parse(Get(name));
+        }
+        catch (Exception e) when (e is FormatException or OverflowException)
+        {
+            throw new UserException($"'{name}' of checkpoint '{_path}' is '{Get(name)}', which this program did not write; use an earlier checkpoint.", e);
+        }
     }
-
-    internal string Get(string name) =>
-        _values.TryGetValue(name, out var value) ? value : throw new UserException($"The checkpoint lacks '{name}': it was not written by this program.");
 }
 
 /// <summary>
@@ -77,7 +91,7 @@ public static class Checkpoint
     public static CheckpointState Read(string path, string kind, Supernet network, SupernetTrainer trainer)
     {
         var file = SafeTensorsFile.Read(path);
-        var state = new CheckpointState((IReadOnlyDictionary<string, string>)file.Metadata);
+        var state = new CheckpointState(path, file.Metadata);
         if (!file.Metadata.ContainsKey("kind"))
             throw new UserException($"'{path}' is not a checkpoint of this program; use --init to start from foreign weights.");
         if (state.Get("version") != Version)

@@ -67,7 +67,8 @@ int32_t pn_context_create(int32_t threads, int32_t isa, pn_context** context) {
     isa = PN_ISA_AVX512;
     while (!pn::has_isa(isa)) isa--;
   }
-  if (!pn::has_isa(isa)) return pn::fail(PN_NOT_SUPPORTED, "this processor lacks the instruction set that was asked for (%d)", isa);
+  if (!pn::has_isa(isa))
+    return pn::fail(PN_NOT_SUPPORTED, "this processor lacks the instruction set that was asked for (%d)", isa);
   if (threads == 0) threads = pn::available_processors();
   try {
     pn_context* c = new pn_context(threads);
@@ -100,11 +101,11 @@ int32_t pn_measure_limits(pn_context* context, pn_limits* limits) {
   return context->kernels->measure_limits(context, limits);
 }
 
-#define KERNEL(name, args)                                            \
-  int32_t pn_##name(pn_context* context, const args* a) {             \
-    PN_REQUIRE(context && a, "pn_" #name ": a null argument");        \
-    pn::FlushDenormals flush;                                         \
-    return context->kernels->name(context, a);                        \
+#define KERNEL(name, args)                                    \
+  int32_t pn_##name(pn_context* context, const args* a) {     \
+    PN_REQUIRE(context&& a, "pn_" #name ": a null argument"); \
+    pn::FlushDenormals flush;                                 \
+    return context->kernels->name(context, a);                \
   }
 #include "cpu/kernel_list.h"
 #undef KERNEL

@@ -8,8 +8,8 @@
 
 namespace pn {
 
-// Runs function(argument, task, thread) for every task in 0..tasks-1. Tasks are handed out dynamically, so a result must depend on
-// the task alone, never on the thread; `thread` (0..threads-1) only selects scratch memory.
+// Runs function(argument, task, thread) for every task in 0..tasks-1. Tasks are handed out dynamically, so a result
+// must depend on the task alone, never on the thread; `thread` (0..threads-1) only selects scratch memory.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -52,7 +52,7 @@ int32_t fail(int32_t status, const char* format, ...) __attribute__((format(prin
 struct pn_context {
   explicit pn_context(int threads) : pool(threads) {}
   pn::ThreadPool pool;
-  pn::Scratch shared;           // for partial sums and packed weights of the running kernel
+  pn::Scratch shared;            // for partial sums and packed weights of the running kernel
   pn::Scratch* local = nullptr;  // one per thread, for tiles
   const pn::KernelTable* kernels = nullptr;
   const char* isa = "";

@@ -1,4 +1,5 @@
-// Denormal numbers cost a hundred cycles an operation and carry no information here: while one of these lives, its thread flushes them.
+// Denormal numbers cost a hundred cycles an operation and carry no information here: while one of these lives, its
+// thread flushes them.
 #pragma once
 
 #include <stdint.h>

@@ -22,14 +22,15 @@ constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 constexpr int kTileBytes = 8 << 10;  // of the depthwise output
 constexpr int kGroups = 32;          // partial sums of weight gradients
+constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
 constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
-constexpr int kRowPixels = 8;   // of a depthwise product
-constexpr int kMaxVectors = 3;  // of output channels in a pointwise product, with this number of pixels:
-constexpr int pixels_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
-constexpr int rows_of(int vectors) { return !kManyRegisters ? (vectors == 1 ? 8 : 4) : vectors == 1 ? 16 : 8; }
+constexpr int kRowPixels = 8;  // of a depthwise product
+// Pixels (in the gradient: input channels) of a pointwise product's tile of one, two or three vectors of output
+// channels.
+constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
 
 // How a number of vectors is divided for the pointwise products: the width of the next block.
 PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
@@ -240,10 +241,21 @@ DepthwiseGradient* select_gradient(const Shape& s) {
                            : select_gradient<1, 1>(s.kernel);
 }
 
-// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums, first
-// pixel) takes it.
-template <int P, int V, class Finish>
-PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Finish finish) {
+// Memory that the next tile will read, brought into the cache while this one multiplies.
+struct Ahead {
+  const float *next, *end;
+  PN_INLINE void step() {
+    if (next < end) {
+      __builtin_prefetch(next);
+      next += 16;
+    }
+  }
+};
+
+// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
+template <int P, int V, int A, class Finish>
+PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Ahead (&ahead)[A],
+                            Finish finish) {
   vec sum[P][V];
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++)
@@ -252,6 +264,8 @@ PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const floa
   for (int k0 = 0; k0 < depth; k0 += L, a += plane) {
     const int n = min(L, depth - k0);
     for (int k = 0; k < n; k++, w += V * L) {
+#pragma GCC unroll 4
+      for (int i = 0; i < A; i++) ahead[i].step();
       vec b[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) b[v] = load(w + v * L);
@@ -268,18 +282,18 @@ PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const floa
 
 // For all blocks of pixels and of columns: finish(sums[P][V], first pixel, first vector). Pixels beyond the last are
 // computed with whatever the buffer holds.
-template <class Finish>
+template <int A, class Finish>
 PN_INLINE void product(const float* a, int64_t plane, int pixels, int depth, const float* w, int vectors,
-                       Finish finish) {
+                       Ahead (&ahead)[A], Finish finish) {
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, P = pixels_of(V);
+    constexpr int V = decltype(width)::value, P = tile_extent(V);
     const float* columns = w + int64_t(v0) * depth * L;
     int p0 = 0;
     for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
-      product_tile<P, V>(a + p0 * L, plane, depth, columns,
+      product_tile<P, V>(a + p0 * L, plane, depth, columns, ahead,
                          [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
     if (P == 16 && p0 < pixels)
-      product_tile<8, V>(a + p0 * L, plane, depth, columns,
+      product_tile<8, V>(a + p0 * L, plane, depth, columns, ahead,
                          [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
   });
 }
@@ -289,7 +303,7 @@ void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t 
                       int vectors, float* gradient) {
   const int64_t rows = int64_t(round_up(depth, L));
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, R = rows_of(V) < L ? rows_of(V) : L;
+    constexpr int V = decltype(width)::value, R = tile_extent(V) < L ? tile_extent(V) : L;
     for (int k = 0; k < depth; k += R) {
       float* g = gradient + v0 * rows * L + int64_t(k) * V * L;
       const float* a = z + k / L * z_plane + k % L;
@@ -318,9 +332,8 @@ void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t 
   });
 }
 
-// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one. `ahead` is the
-// distance in floats to the row that will take this one's turn in the next tile, for the caches.
-void fill_row(const Shape& s, const float* x, const float* normalization, int row, int64_t ahead, const Ring& ring) {
+// x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one.
+void fill_row(const Shape& s, const float* x, const float* normalization, int row, const Ring& ring) {
   const int64_t stride = int64_t(s.step) * s.in_channels;
   x += int64_t(row) * s.step * s.width * s.in_channels;
   for (int v = 0; v < s.in_vectors; v++) {
@@ -333,13 +346,11 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
         const vec shift = load_partial(normalization + s.in_channels + v * L, n);
 #pragma GCC unroll 4
         for (int i = 0; i < s.grid_w; i++, from += stride) {
-          __builtin_prefetch(from + ahead);
           store(to + i * L, relu(scale * load_lanes<full.value>(from, n) + shift));
         }
       } else {
 #pragma GCC unroll 4
         for (int i = 0; i < s.grid_w; i++, from += stride) {
-          __builtin_prefetch(from + ahead);
           store(to + i * L, relu(load_lanes<full.value>(from, n)));
         }
       }
@@ -347,7 +358,7 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
   }
 }
 
-// The depthwise output of grid rows top, top + dilation, ... for all channels.
+// Output row oy of the depthwise product, for all channels: a row in every plane of `out`.
 void depthwise(const Shape& s, const Ring& ring, DepthwiseRow* kernel, const float* weights, int oy, float* out,
                int64_t plane) {
   const TapRows taps(ring, oy * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
@@ -371,6 +382,12 @@ PN_INLINE int input_end(const Shape& s, int end) {
   return min(s.grid_h, (end - 1) * s.stride - s.padding + s.dilation * (s.kernel - 1) + 1);
 }
 
+// The rows of x that a tile up to output row `end` will read, if `filled` have been read.
+PN_INLINE Ahead input_ahead(const Shape& s, const float* x, int filled, int end) {
+  const int64_t row_size = int64_t(s.step) * s.width * s.in_channels;
+  return {x + filled * row_size, x + (input_end(s, end) - 1) * row_size + int64_t(s.width) * s.in_channels};
+}
+
 // depthwise [K*K][C] to [vectors][K*K][kLanes].
 void pack_depthwise(const Shape& s, const float* weights, float* packed) {
   const int taps = s.kernel * s.kernel;
@@ -385,10 +402,13 @@ void pack_pointwise(const float* weights, int rows, int columns, bool transpose,
   for_blocks((columns + L - 1) / L, [&](auto width, int v0) {
     constexpr int V = decltype(width)::value;
     for (int r = 0; r < rows; r++)
-      for (int i = 0; i < V * L; i++) {
-        const int c = v0 * L + i;
-        const int64_t index = transpose ? int64_t(c) * rows + r : int64_t(r) * columns + c;
-        *packed++ = c < columns ? weights[index] : 0.0f;
+      for (int v = v0; v < v0 + V; v++, packed += L) {
+        const int n = min(L, columns - v * L);
+        if (!transpose) {
+          store(packed, load_partial(weights + int64_t(r) * columns + v * L, n));
+        } else {
+          for (int i = 0; i < L; i++) packed[i] = i < n ? weights[int64_t(v * L + i) * rows + r] : 0.0f;
+        }
       }
   });
 }
@@ -449,7 +469,6 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
   DepthwiseRow* kernel = select_row(s.kernel, s.stride, s.dilation);
   const int tile_rows = s.tile_rows(s.out_w, s.in_vectors);
   const Ring ring_shape = input_ring(s, tile_rows);
-  const int64_t ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
   const int64_t ring_size = ring_shape.floats(s.in_vectors);
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
@@ -468,7 +487,9 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
   for (int thread = 0; thread < context->pool.threads(); thread++)
     PN_REQUIRE_MEMORY(context->local[thread].get(4 * local_size));
 
-  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
+  const int64_t images = int64_t(a->variants) * a->images;
+  const int threads = context->pool.threads();
+  parallel_for(context, images, [&](int64_t image, int thread) {
     Ring ring = ring_shape;
     ring.memory = static_cast<float*>(context->local[thread].get(4 * local_size));
     float* tile = ring.memory + ring_size;
@@ -481,12 +502,16 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
     int filled = 0;
     for (int oy = 0; oy < s.out_h; oy += tile_rows) {
       const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
-      for (const int needed = input_end(s, end); filled < needed; filled++)
-        fill_row(s, x, normalization, filled, ahead, ring);
+      for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
       for (int row = oy; row < end; row++)
         depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
       float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors,
+      Ahead ahead[1] = {};
+      if (end < s.out_h)
+        ahead[0] = input_ahead(s, x, filled, min(end + tile_rows, s.out_h));
+      else if (image + threads < images)  // probably this thread's next task
+        ahead[0] = input_ahead(s, x + threads * s.in_size(), 0, tile_rows);
+      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors, ahead,
               [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                 const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
                 float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
@@ -547,6 +572,7 @@ template <bool kNormalized, bool kAccumulate, bool kSums>
 void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
                 const float* normalization, float* sums) {
   const vec scale = load(normalization), shift = load(normalization + L), mean = load(normalization + 3 * L);
+  const int64_t ahead = int64_t(kRowsAhead) * pixels * stride;
   constexpr int U = 4;  // independent sums, to cover the latency of additions
   vec s0[U] = {}, s1[U] = {};
   with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
@@ -554,6 +580,8 @@ void finish_row(const float* contribution, const float* x, float* dx, int pixels
       const vec value = load_lanes<full.value>(x, lanes);
       const vec n = kNormalized ? scale * value + shift : value;
       vec d = n > 0.0f ? load(contribution) : vec{};
+      __builtin_prefetch(x + ahead);
+      __builtin_prefetch(dx + ahead, 1);
       if (kAccumulate) d += load_lanes<full.value>(dx, lanes);
       store_lanes<full.value>(dx, d, lanes);
       if (kSums) {
@@ -594,19 +622,15 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
         const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
         const float* g = a.g + offset;
         float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
-        const int64_t ahead = int64_t(end - oy) * s.out_w * s.out_channels;
         if (a.coefficients) {
           const float* y = a.y + offset;
 #pragma GCC unroll 4
           for (int i = 0; i < s.out_w; i++, g += s.out_channels, y += s.out_channels) {
-            __builtin_prefetch(g + ahead);
-            __builtin_prefetch(y + ahead);
             store(out + i * L, c[0] * load_lanes<full.value>(g, n) + (c[1] * load_lanes<full.value>(y, n) + c[2]));
           }
         } else {
 #pragma GCC unroll 4
           for (int i = 0; i < s.out_w; i++, g += s.out_channels) {
-            __builtin_prefetch(g + ahead);
             store(out + i * L, load_lanes<full.value>(g, n));
           }
         }
@@ -622,7 +646,6 @@ struct BackwardPlan {
   bool want_dx, want_depthwise, want_pointwise;
   int tile_rows, row_pixels;
   int64_t plane;  // of dy and z
-  int64_t ahead;  // from an input row to the one in the next tile
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseRow *forward, *backward[2];
@@ -641,7 +664,6 @@ struct BackwardPlan {
     row_pixels = round_up(s.out_w, 8);
     tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
     plane = int64_t(tile_rows) * row_pixels * L;
-    ahead = int64_t(tile_rows) * s.stride * s.step * s.width * s.in_channels;
     forward = select_row(s.kernel, s.stride, s.dilation);
     gradient = select_gradient(s);
     finish = select_finish(a.x_normalization, a.accumulate && a.dx, a.gradient_sums);
@@ -705,7 +727,7 @@ int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const Bac
 }
 
 void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights,
-                    int64_t image, float* memory, float* d_depthwise, float* d_pointwise) {
+                    int64_t image, int64_t next_image, float* memory, float* d_depthwise, float* d_pointwise) {
   const Shape& s = plan.s;
   const int kernel_taps = s.kernel * s.kernel;
   float* dy = memory;
@@ -729,10 +751,20 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
   for (int oy = 0; oy < s.out_h; oy += plan.tile_rows) {
     const int end = min(oy + plan.tile_rows, s.out_h), rows = end - oy;
     load_gradient(s, a, image, oy, end, plan.row_pixels, dy, plan.plane);
+    const bool last = end == s.out_h;
+    Ahead ahead[3] = {};
+    if (const int64_t next = last ? next_image : image; next < a.images) {
+      const int begin = last ? 0 : end, next_end = min(begin + plan.tile_rows, s.out_h);
+      const int64_t offset = next * s.out_size() + int64_t(begin) * s.out_w * s.out_channels;
+      const int64_t size = int64_t(next_end - begin) * s.out_w * s.out_channels;
+      ahead[0] = {a.g + offset, a.g + offset + size};
+      if (a.coefficients) ahead[1] = {a.y + offset, a.y + offset + size};
+      if (plan.x_size) ahead[2] = input_ahead(s, a.x + next * s.in_size(), last ? 0 : input_end(s, end), next_end);
+    }
     if (plan.dz_size)
       for (int row = oy; row < end; row++)
         product(dy + int64_t(row - oy) * plan.row_pixels * L, plan.plane, plan.row_pixels, s.out_channels,
-                weights.transposed, s.in_vectors,
+                weights.transposed, s.in_vectors, ahead,
                 [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                   float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
 #pragma GCC unroll 16
@@ -742,7 +774,7 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
                 });
     if (plan.x_size)
       for (const int needed = input_end(s, end); filled < needed; filled++)
-        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, plan.ahead, x);
+        fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
     if (plan.want_pointwise) {
       for (int row = oy; row < end; row++)
         depthwise(s, x, plan.forward, weights.depthwise, row, z + int64_t(row - oy) * plan.row_pixels * L, plan.plane);
@@ -751,7 +783,7 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
     }
     if (plan.want_depthwise)
       for (int k = 0; k < s.kernel; k++) {
-        int64_t x_offsets[64], dz_offsets[64];
+        int64_t x_offsets[64], dz_offsets[64];  // a long tile takes several rounds
         for (int row = oy; row < end;) {
           int count = 0;
           for (; row < end && count < 64; row++) {
@@ -808,8 +840,11 @@ int32_t depthwise_pointwise_backward(pn_context* context, const pn_depthwise_poi
     float* memory = static_cast<float*>(context->local[thread].get(4 * plan.local_size));
     float* gradient = partial + group * gradient_size;
     for (int64_t i = 0; i < gradient_size; i += L) store(gradient + i, vec{});
-    for (int64_t image = group * a->images / groups; image < (group + 1) * a->images / groups; image++)
-      backward_image(plan, *a, weights, image, memory, gradient, gradient + plan.taps_size);
+    const int64_t end = (group + 1) * a->images / groups;
+    const int64_t next_group = (group + context->pool.threads()) * a->images / groups;  // probably this thread's
+    for (int64_t image = group * a->images / groups; image < end; image++)
+      backward_image(plan, *a, weights, image, image + 1 < end ? image + 1 : next_group, memory, gradient,
+                     gradient + plan.taps_size);
   });
   if (gradient_size == 0) return PN_OK;
 

@@ -1,5 +1,6 @@
-// The worker threads. Kernels are short (tens of microseconds to milliseconds) and follow one another closely, so an idle worker
-// spins for a moment before it sleeps; the moment is short enough that a busy machine loses almost nothing to it.
+// The worker threads. Kernels are short (tens of microseconds to milliseconds) and follow one another closely, so an
+// idle worker spins for a moment before it sleeps; the moment is short enough that a busy machine loses almost nothing
+// to it.
 #include <stdlib.h>
 
 #include <atomic>

@@ -16,7 +16,8 @@ internal static class Program
         try
         {
             options = new CommandLineReader(typeof(QuickstartOptions), typeof(SearchOptions), typeof(SelectOptions),
-                typeof(ScoreOptions), typeof(DataOptions), typeof(DevicesOptions), typeof(VersionOptions)).Read(arguments);
+                typeof(ScoreOptions), typeof(PlanOptions), typeof(ProfileOptions), typeof(DataOptions), typeof(DevicesOptions),
+                typeof(VersionOptions)).Read(arguments);
             if (options is not null)
                 Run(options, cancellation.Token);
             return Done;
@@ -58,6 +59,12 @@ internal static class Program
                 break;
             case DataOptions data:
                 DataCommand.Run(data, cancellation);
+                break;
+            case PlanOptions plan:
+                PlanCommand.Run(plan);
+                break;
+            case ProfileOptions profile:
+                ProfileCommand.Run(profile, cancellation);
                 break;
             case DevicesOptions devices:
                 DevicesCommand.Run(devices);

@@ -22,6 +22,8 @@ internal static class SearchCommand
         using var experiment = options.Resume && RunDirectory.Exists(options.Out)
             ? Experiment.Open(run, backend)
             : Experiment.Create(run, Configuration(options), backend, options.Init);
+        experiment.SearchForecast.RequireMemory();
+        terminal.Note(experiment.SearchForecast.Summary);
         var report = Run(experiment, terminal, cancellation);
         if (options.Json)
         {

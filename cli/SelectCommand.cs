@@ -1,4 +1,5 @@
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Reports;
 using PerturbNas.Selection;
 using PerturbNas.Training;
 
@@ -33,6 +34,9 @@ internal static class SelectCommand
             ReferenceQuirks = options.ReferenceQuirks,
             Racing = options.Racing,
         };
+        var forecast = Forecast.OfSelection(experiment.Configuration, configuration);
+        forecast.RequireMemory();
+        terminal.Note(forecast.Summary);
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
         var result = Run(selection, configuration, terminal, cancellation);
         if (options.Json)

@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Planning;
 using PerturbNas.Tensors;
 
 namespace PerturbNas.Autograd;
@@ -75,8 +76,11 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     /// <summary>Bytes of arena that the plan needs: known before anything runs.</summary>
     public long PlannedBytes { get; private set; }
 
-    /// <summary>Called after each operator with its name, phase ("forward", "backward") and position; null: no cost.</summary>
-    public Action<Operator, bool>? AfterOperator { get; set; }
+    /// <summary>The least that one <see cref="Forward"/> has to do.</summary>
+    public Cost ForwardCost => _operators.Aggregate(default(Cost), (sum, operation) => sum + CostOf(operation, backward: false));
+
+    /// <summary>The least that one <see cref="Backward"/> has to do: only what the options ask for.</summary>
+    public Cost BackwardCost => _operators.Aggregate(default(Cost), (sum, operation) => sum + CostOf(operation, backward: true));
 
     internal Block Allocate(long elements) => AllocateBytes(elements * backend.ElementSize);
 
@@ -131,10 +135,7 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     {
         arena.Reserve(PlannedBytes);
         foreach (var operation in _operators)
-        {
             operation.Forward(backend);
-            AfterOperator?.Invoke(operation, false);
-        }
     }
 
     /// <summary>Gradients of the loss of the last <see cref="Forward"/>.</summary>
@@ -142,11 +143,19 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     {
         for (var i = _operators.Count - 1; i >= 0; i--)
         {
-            if (!_operators[i].NeedsBackward)
-                continue;
-            _operators[i].Backward(backend);
-            AfterOperator?.Invoke(_operators[i], true);
+            if (_operators[i].NeedsBackward)
+                _operators[i].Backward(backend);
         }
+    }
+
+    /// <summary>The least that one operator of this tape has to do in one of the passes.</summary>
+    public Cost CostOf(Operator operation, bool backward)
+    {
+        // A block's address tells a result that is asked for from one that is not, so the blocks need their places.
+        Reserve();
+        if (!backward)
+            return MeteredBackend.CostOf(operation.Forward);
+        return operation.NeedsBackward ? MeteredBackend.CostOf(operation.Backward) : default;
     }
 
     /// <summary>Makes sure that the arena holds this tape's plan, so that inputs can be written.</summary>

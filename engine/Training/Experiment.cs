@@ -1,6 +1,7 @@
 using PerturbNas.Backends;
 using PerturbNas.Data;
 using PerturbNas.Networks;
+using PerturbNas.Reports;
 using PerturbNas.Search;
 using PerturbNas.Spaces;
 using PerturbNas.Tensors;
@@ -17,6 +18,8 @@ public readonly record struct Progress(string Phase, long Done, long Total, stri
 public sealed class Experiment : IDisposable
 {
     private const string CheckpointName = "search";
+
+    private Forecast? _searchForecast;
 
     private Experiment(RunDirectory run, SearchConfiguration configuration, Backend backend)
     {
@@ -43,14 +46,19 @@ public sealed class Experiment : IDisposable
     /// <summary>Images that train alpha and score candidates.</summary>
     public ImageSet Validation { get; }
 
+    /// <summary>What the search takes, from its beginning to its end.</summary>
+    public Forecast SearchForecast => _searchForecast ??= Forecast.OfSearch(Configuration);
+
     /// <summary>Starts a run in an empty folder.</summary>
     /// <param name="initialFile">Weights and alphas to start from, under the reference's names; null: drawn from the seed.</param>
-    /// <exception cref="UserException">The folder already holds a run, or the data or the file cannot be used.</exception>
+    /// <exception cref="UserException">The folder already holds a run, the data or the file cannot be used, or there is not enough memory.</exception>
     public static Experiment Create(RunDirectory run, SearchConfiguration configuration, Backend backend, string? initialFile)
     {
         if (RunDirectory.Exists(run.Path))
             throw new UserException($"'{run.Path}' already holds a run; give --resume to go on with it, or another folder.");
-        var experiment = new Experiment(run, configuration, backend);
+        var forecast = Forecast.OfSearch(configuration);
+        forecast.RequireMemory();
+        var experiment = new Experiment(run, configuration, backend) { _searchForecast = forecast };
         try
         {
             if (initialFile is not null)

@@ -1,0 +1,81 @@
+using PerturbNas.Backends;
+using PerturbNas.Backends.Cpu;
+using PerturbNas.Reports;
+using Spectre.Console;
+
+namespace PerturbNas.Cli;
+
+/// <summary>What `profile --json` prints.</summary>
+/// <param name="Gigaflops">Measured multiply-add rate of this machine, 10^9 operations a second.</param>
+/// <param name="GigabytesPerSecond">Measured memory triad.</param>
+internal sealed record ProfileReport(string Isa, int Threads, double Gigaflops, double GigabytesPerSecond, IReadOnlyList<ProfiledPhase> Phases);
+
+/// <summary>A phase; seconds are of all passes together.</summary>
+/// <param name="BetweenSeconds">What is between the kernels: with it the kernels make up <paramref name="Seconds"/>.</param>
+internal sealed record ProfiledPhase(string Phase, int Passes, double Seconds, double BetweenSeconds, double Gigaflops, double LimitShare,
+    IReadOnlyList<ProfiledKernel> Kernels);
+
+/// <summary>A kernel in a phase.</summary>
+/// <param name="Share">Share of the phase's time.</param>
+/// <param name="LimitShare">Share of the roofline: the lower of multiply-add rate and bandwidth times FLOPs per byte.</param>
+internal sealed record ProfiledKernel(string Kernel, int Calls, double Seconds, double Share, double Gigaflops, double GigabytesPerSecond,
+    double LimitShare);
+
+/// <summary>Shows where the time of a search goes, kernel by kernel.</summary>
+internal static class ProfileCommand
+{
+    public static void Run(ProfileOptions options, CancellationToken cancellation)
+    {
+        var configuration = options.Configuration();
+        var forecast = Forecast.OfSearch(configuration);
+        forecast.RequireMemory();
+        using var backend = new CpuBackend(options.Threads);
+        var before = backend.MeasureLimits();
+        var profile = StepProfile.Measure(configuration, backend, options.Steps, cancellation);
+        // The machine may be shared: its limits are the best that it showed.
+        var after = backend.MeasureLimits();
+        var limits = new MachineLimits
+        {
+            Gigaflops = Math.Max(before.Gigaflops, after.Gigaflops),
+            GigabytesPerSecond = Math.Max(before.GigabytesPerSecond, after.GigabytesPerSecond),
+        };
+        if (options.Trace is not null)
+            profile.WriteTrace(options.Trace);
+        var report = new ProfileReport(backend.IsaName, backend.Threads, limits.Gigaflops, limits.GigabytesPerSecond,
+            [.. profile.Phases.Select(phase => Report(phase, limits))]);
+        if (options.Json)
+            Terminal.WriteJson(report);
+        else
+            Show(report);
+    }
+
+    private static ProfiledPhase Report(PhaseProfile phase, MachineLimits limits) => new(phase.Phase, phase.Passes, phase.Seconds,
+        phase.BetweenSeconds, phase.Kernels.Sum(kernel => kernel.Cost.Flops) / phase.Seconds / 1e9,
+        phase.Kernels.Sum(kernel => kernel.Cost.SecondsAtLeast(limits)) / phase.Seconds,
+        [
+            .. phase.Kernels.Select(kernel => new ProfiledKernel(kernel.Kernel, kernel.Calls, kernel.Seconds, kernel.Seconds / phase.Seconds,
+                kernel.Gigaflops, kernel.GigabytesPerSecond, kernel.LimitShare(limits))),
+        ]);
+
+    private static void Show(ProfileReport report)
+    {
+        var table = Terminal.PlainTable("", "calls", "ms", "share", "GFLOP/s", "GB/s", "of the limit");
+        for (var column = 1; column < 7; column++)
+            table.Columns[column].Alignment = Justify.Right;
+        foreach (var phase in report.Phases)
+        {
+            var pass = 1e3 / phase.Passes;
+            table.AddRow(phase.Phase, "", $"{phase.Seconds * pass:0.00}", "100.0 %", phase.Kernels.Count > 0 ? $"{phase.Gigaflops:0.0}" : "", "",
+                phase.Kernels.Count > 0 ? $"{phase.LimitShare:P1}" : "");
+            if (phase.Kernels.Count == 0)
+                continue;
+            foreach (var kernel in phase.Kernels)
+                table.AddRow("  " + kernel.Kernel, $"{kernel.Calls / phase.Passes}", $"{kernel.Seconds * pass:0.00}", $"{kernel.Share:P1}",
+                    $"{kernel.Gigaflops:0.0}", $"{kernel.GigabytesPerSecond:0.0}", $"{kernel.LimitShare:P1}");
+            table.AddRow("  between the kernels", "", $"{phase.BetweenSeconds * pass:0.00}", $"{phase.BetweenSeconds / phase.Seconds:P1}", "", "", "");
+        }
+        Terminal.Out.Write(table);
+        Console.WriteLine($"Per pass, {report.Threads} threads, {report.Isa}; limits measured in this run: {report.Gigaflops:0} GFLOP/s, " +
+            $"{report.GigabytesPerSecond:0.0} GB/s.");
+    }
+}

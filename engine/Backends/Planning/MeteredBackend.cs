@@ -1,0 +1,273 @@
+using System.Diagnostics;
+
+namespace PerturbNas.Backends.Planning;
+
+/// <summary>A kernel call as a <see cref="MeteredBackend"/> saw it.</summary>
+/// <param name="Kernel">The kernel's name as in kernels/, with its pass: "depthwise_pointwise_forward".</param>
+/// <param name="Cost">The least that it had to do.</param>
+/// <param name="Start">Timestamp (<see cref="Stopwatch"/>) before the call.</param>
+/// <param name="End">Timestamp after it.</param>
+public readonly record struct KernelCall(string Kernel, Cost Cost, long Start, long End);
+
+/// <summary>
+/// Counts what is asked of a backend: memory, and the FLOPs and bytes of every kernel call. Without an inner backend nothing is
+/// computed and no memory is taken (addresses are made up, reading gives zeros): that is planning, the engine's own code run to
+/// learn what it would cost. With one, every call is passed on and timed: that is profiling.
+/// </summary>
+/// <param name="inner">The backend that does the work, not disposed with this one; null: none does.</param>
+public sealed class MeteredBackend(Backend? inner = null) : Backend
+{
+    private const long Alignment = 64;
+
+    private readonly Dictionary<nint, long> _blocks = [];
+    private nint _next = (nint)Alignment;
+
+    public override string Name => inner?.Name ?? "planning";
+
+    public override int ElementSize => inner?.ElementSize ?? sizeof(float);
+
+    /// <summary>Bytes allocated at this moment.</summary>
+    public long AllocatedBytes { get; private set; }
+
+    /// <summary>The most that was allocated at any moment.</summary>
+    public long PeakBytes { get; private set; }
+
+    /// <summary>The cost of all kernel calls so far.</summary>
+    public Cost Total { get; private set; }
+
+    /// <summary>Called after every kernel call.</summary>
+    public Action<KernelCall>? Called { get; set; }
+
+    /// <summary>What some work would cost; nothing is computed.</summary>
+    public static Cost CostOf(Action<Backend> work)
+    {
+        using var backend = new MeteredBackend();
+        work(backend);
+        return backend.Total;
+    }
+
+    public override nint Allocate(long bytes)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(bytes);
+        var address = inner?.Allocate(bytes) ?? _next;
+        _next += (nint)((bytes / Alignment + 1) * Alignment);
+        _blocks.Add(address, bytes);
+        AllocatedBytes += bytes;
+        PeakBytes = Math.Max(PeakBytes, AllocatedBytes);
+        return address;
+    }
+
+    public override void Free(nint address)
+    {
+        if (_blocks.Remove(address, out var bytes))
+            AllocatedBytes -= bytes;
+        inner?.Free(address);
+    }
+
+    public override void Write(nint address, ReadOnlySpan<float> values) => inner?.Write(address, values);
+
+    public override void Write(nint address, ReadOnlySpan<double> values) => inner?.Write(address, values);
+
+    public override void Write(nint address, ReadOnlySpan<int> values) => inner?.Write(address, values);
+
+    public override void Read(nint address, Span<float> values)
+    {
+        if (inner is null)
+            values.Clear();
+        else
+            inner.Read(address, values);
+    }
+
+    public override void Read(nint address, Span<double> values)
+    {
+        if (inner is null)
+            values.Clear();
+        else
+            inner.Read(address, values);
+    }
+
+    public override void ReadBytes(nint address, Span<byte> bytes)
+    {
+        if (inner is null)
+            bytes.Clear();
+        else
+            inner.ReadBytes(address, bytes);
+    }
+
+    public override void Zero(nint address, long bytes) => inner?.Zero(address, bytes);
+
+    public override void Copy(nint source, nint destination, long bytes) => inner?.Copy(source, destination, bytes);
+
+    public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a)
+    {
+        var start = Start();
+        inner?.DepthwisePointwiseForward(a);
+        Count("depthwise_pointwise_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a)
+    {
+        var start = Start();
+        inner?.DepthwisePointwiseBackward(a);
+        Count("depthwise_pointwise_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void PointwiseForward(in PointwiseArgs a)
+    {
+        var start = Start();
+        inner?.PointwiseForward(a);
+        Count("pointwise_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void PointwiseBackward(in PointwiseArgs a)
+    {
+        var start = Start();
+        inner?.PointwiseBackward(a);
+        Count("pointwise_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void ConvolutionForward(in ConvolutionArgs a)
+    {
+        var start = Start();
+        inner?.ConvolutionForward(a);
+        Count("convolution_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void ConvolutionBackward(in ConvolutionArgs a)
+    {
+        var start = Start();
+        inner?.ConvolutionBackward(a);
+        Count("convolution_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void MaxPoolForward(in PoolArgs a)
+    {
+        var start = Start();
+        inner?.MaxPoolForward(a);
+        Count("max_pool_3x3_forward", Cost.Of(a, max: true, backward: false), start);
+    }
+
+    public override void MaxPoolBackward(in PoolArgs a)
+    {
+        var start = Start();
+        inner?.MaxPoolBackward(a);
+        Count("max_pool_3x3_backward", Cost.Of(a, max: true, backward: true), start);
+    }
+
+    public override void AvgPoolForward(in PoolArgs a)
+    {
+        var start = Start();
+        inner?.AvgPoolForward(a);
+        Count("avg_pool_3x3_forward", Cost.Of(a, max: false, backward: false), start);
+    }
+
+    public override void AvgPoolBackward(in PoolArgs a)
+    {
+        var start = Start();
+        inner?.AvgPoolBackward(a);
+        Count("avg_pool_3x3_backward", Cost.Of(a, max: false, backward: true), start);
+    }
+
+    public override void BatchNormForward(in BatchNormForwardArgs a)
+    {
+        var start = Start();
+        inner?.BatchNormForward(a);
+        Count("batch_norm_forward", Cost.Of(a), start);
+    }
+
+    public override void BatchNormBackward(in BatchNormBackwardArgs a)
+    {
+        var start = Start();
+        inner?.BatchNormBackward(a);
+        Count("batch_norm_backward", Cost.Of(a), start);
+    }
+
+    public override void MixedSumForward(in MixedSumArgs a)
+    {
+        var start = Start();
+        inner?.MixedSumForward(a);
+        Count("mixed_sum_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void MixedSumBackward(in MixedSumArgs a)
+    {
+        var start = Start();
+        inner?.MixedSumBackward(a);
+        Count("mixed_sum_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void ScaledCopy(in ScaledCopyArgs a)
+    {
+        var start = Start();
+        inner?.ScaledCopy(a);
+        Count("scaled_copy", Cost.Of(a), start);
+    }
+
+    public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a)
+    {
+        var start = Start();
+        inner?.GlobalAveragePoolForward(a);
+        Count("global_average_pool_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void GlobalAveragePoolBackward(in GlobalAveragePoolArgs a)
+    {
+        var start = Start();
+        inner?.GlobalAveragePoolBackward(a);
+        Count("global_average_pool_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void LinearForward(in LinearArgs a)
+    {
+        var start = Start();
+        inner?.LinearForward(a);
+        Count("linear_forward", Cost.Of(a, backward: false), start);
+    }
+
+    public override void LinearBackward(in LinearArgs a)
+    {
+        var start = Start();
+        inner?.LinearBackward(a);
+        Count("linear_backward", Cost.Of(a, backward: true), start);
+    }
+
+    public override void SoftmaxCrossEntropy(in SoftmaxCrossEntropyArgs a)
+    {
+        var start = Start();
+        inner?.SoftmaxCrossEntropy(a);
+        Count("softmax_cross_entropy", Cost.Of(a), start);
+    }
+
+    public override void SgdStep(in SgdArgs a)
+    {
+        var start = Start();
+        inner?.SgdStep(a);
+        Count("sgd_step", Cost.Of(a), start);
+    }
+
+    public override void AdamStep(in AdamArgs a)
+    {
+        var start = Start();
+        inner?.AdamStep(a);
+        Count("adam_step", Cost.Of(a), start);
+    }
+
+    public override void NoiseNormal(in NoiseArgs a)
+    {
+        var start = Start();
+        inner?.NoiseNormal(a);
+        Count("noise_normal", Cost.Of(a), start);
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+    }
+
+    private long Start() => Called is null ? 0 : Stopwatch.GetTimestamp();
+
+    private void Count(string kernel, Cost cost, long start)
+    {
+        Total += cost;
+        Called?.Invoke(new KernelCall(kernel, cost, start, Stopwatch.GetTimestamp()));
+    }
+}

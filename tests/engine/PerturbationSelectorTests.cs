@@ -78,7 +78,7 @@ public sealed class PerturbationSelectorTests
             // Every edge a skip, so that a removed edge matters.
             var operations = Enum.GetValues<CellType>().SelectMany(type => Enumerable.Range(0, CellTopology.Edges).Select(edge => new Decision(
                 0, Decision.OperationPhase, CellTopology.NameOf(type), CellTopology.NodeOf(edge), edge, "skip_connect", [])));
-            var selector = new PerturbationSelector(network.Network, evaluation, Criterion.Loss, seed: 1, quirks, operations);
+            var selector = new PerturbationSelector(network.Network, evaluation, Criterion.Loss, Racing.Off, seed: 1, quirks, operations);
             while (selector.DecideNext(PerturbationSelector.OperationRounds, null, CancellationToken.None) is not null)
             {
             }
@@ -101,7 +101,7 @@ public sealed class PerturbationSelectorTests
             using var backend = new ReferenceBackend();
             using var network = new SmallNetwork(backend, """{"operations": ["skip_connect"]}""", channels: 2, images: 4);
             var selector = new PerturbationSelector(network.Network, new MaskedEvaluation(network.Network, network.Arena, network.Data, Batch),
-                Criterion.Accuracy, seed, referenceQuirks: false, []);
+                Criterion.Accuracy, Racing.Off, seed, referenceQuirks: false, []);
             for (var round = 0; round < PerturbationSelector.Rounds; round++)
                 while (selector.DecideNext(round, null, CancellationToken.None) is not null)
                 {

@@ -313,6 +313,29 @@ typedef struct {
 
 PN_API int32_t pn_noise_normal(pn_context* context, const pn_noise* a);
 
+/*
+ * Several calls of the kernels below in one pass over the images: the result is that of the calls one after another, bit for bit, but
+ * image n goes through all calls before the next image is begun, so that an input that calls share, or a gradient that they add to,
+ * stays in the cache. All calls have the same `images`; each may have its own variants and extents. No call may need what another call
+ * of the group gives for other images (batch norm ends a group). Arguments are checked before anything is written.
+ */
+enum pn_kernel {
+  PN_KERNEL_DEPTHWISE_POINTWISE_FORWARD = 0,
+  PN_KERNEL_DEPTHWISE_POINTWISE_BACKWARD = 1,
+  PN_KERNEL_MAX_POOL_3X3_FORWARD = 2,
+  PN_KERNEL_MAX_POOL_3X3_BACKWARD = 3,
+  PN_KERNEL_AVG_POOL_3X3_FORWARD = 4,
+  PN_KERNEL_AVG_POOL_3X3_BACKWARD = 5
+};
+
+typedef struct {
+  const void* args; /* the kernel's argument struct */
+  int32_t kernel;   /* enum pn_kernel */
+  int32_t reserved;
+} pn_call;
+
+PN_API int32_t pn_run_group(pn_context* context, const pn_call* calls, int32_t count);
+
 /* Measured limits of this machine with the context's threads: float32 FMA in GFLOP/s and memory triad in GB/s. */
 typedef struct {
   double gigaflops, gigabytes_per_second;

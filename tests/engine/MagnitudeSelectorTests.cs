@@ -2,6 +2,7 @@ using PerturbNas.Backends.Reference;
 using PerturbNas.Networks;
 using PerturbNas.Selection;
 using PerturbNas.Spaces;
+using PerturbNas.Training;
 
 namespace PerturbNas.Tests.Engine;
 
@@ -53,6 +54,26 @@ public sealed class MagnitudeSelectorTests
         Assert.Equal([new GenotypeEdge("sep_conv_3x3", 1), new GenotypeEdge("skip_connect", 2)], genotype.Reduction.Skip(2).Take(2));
         foreach (var type in Enum.GetValues<CellType>())
             Assert.DoesNotContain(None, Enumerable.Range(0, CellTopology.Edges).Select(edge => states[type, edge]));
+    }
+
+    [Fact]
+    public void RunWritesTheGenotypeOfItsAlphas()
+    {
+        using var run = new RunFixture();
+        Assert.True(run.Search());
+        var checkpoint = run.Bytes("checkpoints", "search.safetensors");
+        Assert.True(run.Select(RunFixture.Selection with { By = "magnitude" }));
+        var alphas = SafeTensorsFile.Read(run.CheckpointPath);
+        var expected = Select((values, type) =>
+        {
+            var stored = alphas.Float32(ArchitectureParameters.NameOf(type), CellTopology.Edges, 3);
+            for (var i = 0; i < stored.Length; i++)
+                values[i / 3, i % 3] = stored[i];
+        }, out _);
+        foreach (var folder in (string[])["", "select-magnitude"])
+            Assert.Equal(expected.ToString(), System.Text.Encoding.UTF8.GetString(run.Bytes(folder, "genotype.txt")).TrimEnd('\n'));
+        Assert.Equal(checkpoint, run.Bytes("checkpoints", "search.safetensors"));
+        Assert.False(File.Exists(Path.Combine(run.Folder, "select-magnitude", "decisions.jsonl")));
     }
 
     private static Genotype Select(Action<double[,], CellType> edit, out EdgeStates states)

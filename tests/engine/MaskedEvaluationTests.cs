@@ -18,7 +18,7 @@ public sealed class MaskedEvaluationTests
         {
             var data = new TheoryData<string, CellType, int>();
             foreach (var space in (string[])["s1", "s3", "s4", "darts"])
-                foreach (var (type, edge) in ((CellType, int)[])[(CellType.Normal, 0), (CellType.Normal, 13), (CellType.Reduction, 1), (CellType.Reduction, 8)])
+                foreach (var (type, edge) in new[] { (CellType.Normal, 0), (CellType.Normal, 13), (CellType.Reduction, 1), (CellType.Reduction, 8) })
                     data.Add(space, type, edge);
             return data;
         }
@@ -77,7 +77,8 @@ public sealed class MaskedEvaluationTests
         using var backend = new CpuBackend(threads: 1);
         using var network = new SmallNetwork(backend, "s3");
         network.FillWeightGradients(123);
-        new MaskedEvaluation(network.Network, network.Arena, network.Data, batchSize: 4).Evaluate(new EdgeStates(), Masks(network, CellType.Normal, 2).ToList());
+        var evaluation = new MaskedEvaluation(network.Network, network.Arena, network.Data, batchSize: 4);
+        evaluation.Evaluate(new EdgeStates(), [.. Masks(network, CellType.Normal, 2)]);
         var parameters = network.Network.Parameters;
         Assert.All(network.WeightGradients(), gradient => Assert.Equal(123, gradient));
         Assert.All(parameters.RunningStatistics, statistic => Assert.All(parameters.GetValues(statistic),

@@ -49,7 +49,8 @@ public sealed class PerturbationSelectorTests
         {
             // The case has what it is to test.
             Assert.NotEmpty(replaced);
-            Assert.Contains(selector.Decisions, decision => decision.Candidates.Select(candidate => candidate.Accuracy).Distinct().Count() < decision.Candidates.Count);
+            Assert.Contains(selector.Decisions, decision =>
+                decision.Candidates.DistinctBy(candidate => candidate.Accuracy).Count() < decision.Candidates.Count);
         }
         Assert.Equal(Enumerable.Range(0, selector.Decisions.Count), selector.Decisions.Select(decision => decision.Index));
 
@@ -107,7 +108,7 @@ public sealed class PerturbationSelectorTests
                 {
                 }
             var operations = selector.Decisions.Where(decision => decision.Phase == Decision.OperationPhase).ToList();
-            Assert.Equal(Enumerable.Repeat<string[]>(["normal", "reduction"], 14).SelectMany(pair => pair), operations.Select(decision => decision.Cell));
+            Assert.Equal(Enumerable.Range(0, 28).Select(i => i % 2 == 0 ? "normal" : "reduction"), operations.Select(decision => decision.Cell));
             foreach (var cell in (string[])["normal", "reduction"])
                 Assert.Equal(Enumerable.Range(0, 14), operations.Where(decision => decision.Cell == cell).Select(decision => decision.Edge).Order());
 

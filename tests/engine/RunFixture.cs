@@ -79,12 +79,16 @@ internal sealed class RunFixture : IDisposable
     /// <summary>Selects by perturbation, from the beginning or from where an earlier selection was interrupted.</summary>
     /// <param name="cancelAfter">Cancel when progress has been told that many times in <paramref name="phase"/>; null: never.</param>
     /// <param name="phase">"scoring" or "tuning".</param>
-    public bool Select(bool resume, int? cancelAfter = null, string phase = "scoring")
+    public bool Select(bool resume, int? cancelAfter = null, string phase = "scoring") =>
+        Select(Selection, resume, cancelAfter, phase);
+
+    /// <summary>The same with settings of its own.</summary>
+    public bool Select(SelectionConfiguration configuration, bool resume = false, int? cancelAfter = null, string phase = "scoring")
     {
         using var backend = NewBackend();
         using var run = RunDirectory.Open(Folder);
         using var experiment = Experiment.Open(run, backend);
-        using var selection = resume ? SelectionRun.Resume(experiment, Selection) : SelectionRun.Start(experiment, Selection);
+        using var selection = resume ? SelectionRun.Resume(experiment, configuration) : SelectionRun.Start(experiment, configuration);
         return Completes(cancelAfter, (progress, cancellation) => selection.Run(progress, null, cancellation), phase);
     }
 

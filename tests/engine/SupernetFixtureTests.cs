@@ -90,8 +90,8 @@ public sealed class SupernetFixtureTests
             Assert.Equal(expectedCorrect[i], together[i].Correct);
         }
         // Scoring leaves the running statistics alone.
-        Assert.All(network.Parameters.RunningStatistics, statistic =>
-            Assert.All(network.Parameters.GetValues(statistic), value => Assert.Equal(statistic.Name.EndsWith("var", StringComparison.Ordinal) ? 1 : 0, value)));
+        Assert.All(network.Parameters.RunningStatistics, statistic => Assert.All(network.Parameters.GetValues(statistic),
+            value => Assert.Equal(statistic.Name.EndsWith("var", StringComparison.Ordinal) ? 1 : 0, value)));
     }
 
     private static Tolerances TolerancesOf(string backend) => backend == "cpu" ? _cpu : _reference;

@@ -43,49 +43,46 @@ internal static class SearchStepSuite
             $"({productFlops / flops:P0} in convolutions and linear layers)");
         report.Add(new { Kind = "work", flops, productFlops, forwardFlops });
         var rows = new List<IReadOnlyList<string>>();
-        if (!options.Peer)
-        {
-            var seconds = Measure(size, options);
-            rows.Add(Row("ours", seconds, Memory.PeakBytes(), null));
-            report.Add(new
-            {
-                Kind = "search_step",
-                seconds,
-                PeakBytes = Memory.PeakBytes(),
-                Gigaflops = flops / seconds.Median / 1e9,
-                ShareOfLimit = report.ShareOfLimit(flops, seconds.Median)
-            });
-        }
         foreach (var mode in Duel.Modes(options))
+            Time(mode);
+        if (!options.Peer)
+            Time(null);
+        report.Table(["search step", "median s", "min-max s", "peak GiB", "GFLOP/s", "of limit", "times ours", "min-max"], rows);
+
+        void Time(string? mode)
         {
             using var backend = options.NewBackend();
             using var workload = new Workload(size, backend);
             using var trainer = workload.NewTrainer();
-            using var peer = new Peer("search-step", mode, size, backend.Threads, workload);
+            using var peer = mode is null ? null : new Peer("search-step", mode, size, backend.Threads, workload);
             var firstLoss = workload.FirstLoss();
-            Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
+            if (peer is not null)
+                Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
             long step = 0;
             double lastLoss = 0;
-            var duel = Duel.Run(options.Repeats, () => lastLoss = trainer.Step(step++, Rate).Train.Loss, 1, peer, report);
-            rows.Add(Row("ours", duel.Ours, Memory.PeakBytes(), null));
-            var version = peer.Description.GetProperty("torch").GetString();
-            rows.Add(Row($"PyTorch {version}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
-            Console.WriteLine($"loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
-                $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
+            void Step() => lastLoss = trainer.Step(step++, Rate).Train.Loss;
+            var duel = peer is null ? null : Duel.Run(options.Repeats, Step, 1, peer, report);
+            var seconds = duel?.Ours ?? Timing.Measure(options.Repeats, Step);
+            rows.Add(Row("ours", seconds, Memory.PeakBytes(), null));
             report.Add(new
             {
                 Kind = "search_step",
-                peer.Description,
-                FirstLoss = firstLoss,
-                LastLoss = lastLoss,
+                Seconds = seconds,
+                Gigaflops = flops / seconds.Median / 1e9,
+                ShareOfLimit = report.ShareOfLimit(flops, seconds.Median),
                 PeakBytes = Memory.PeakBytes(),
                 workload.ArenaBytes,
-                Gigaflops = flops / duel.Ours.Median / 1e9,
-                ShareOfLimit = report.ShareOfLimit(flops, duel.Ours.Median),
-                duel
+                FirstLoss = firstLoss,
+                LastLoss = lastLoss,
+                peer?.Description,
+                duel,
             });
+            if (peer is null || duel is null)
+                return;
+            rows.Add(Row($"PyTorch {peer.Description.GetProperty("torch").GetString()}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
+            Console.WriteLine($"loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
+                $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
         }
-        report.Table(["search step", "median s", "min-max s", "peak GiB", "GFLOP/s", "of limit", "times ours", "min-max"], rows);
 
         IReadOnlyList<string> Row(string name, Repeats seconds, long peak, Repeats? ratio) =>
         [

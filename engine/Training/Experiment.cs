@@ -43,13 +43,15 @@ public sealed class Experiment : IDisposable
     /// <summary>Images that train alpha and score candidates.</summary>
     public ImageSet Validation { get; }
 
-    /// <summary>Starts a run in an empty folder.</summary>
+    /// <summary>Starts a run in a folder that holds none.</summary>
     /// <param name="initialFile">Weights and alphas to start from, under the reference's names; null: drawn from the seed.</param>
     /// <exception cref="UserException">The folder already holds a run, or the data or the file cannot be used.</exception>
     public static Experiment Create(RunDirectory run, SearchConfiguration configuration, Backend backend, string? initialFile)
     {
         if (RunDirectory.Exists(run.Path))
             throw new UserException($"'{run.Path}' already holds a run; give --resume to go on with it, or another folder.");
+        if (initialFile is not null)
+            configuration = configuration with { InitSha256 = Checkpoint.DigestOf(initialFile) };
         var experiment = new Experiment(run, configuration, backend);
         try
         {
@@ -62,12 +64,14 @@ public sealed class Experiment : IDisposable
         }
         catch
         {
+            File.Delete(experiment.CheckpointPath);
             experiment.Dispose();
             throw;
         }
     }
 
-    /// <summary>Opens the run in a folder; its weights are those of the last checkpoint.</summary>
+    /// <summary>Opens the run in a folder; <see cref="SupernetSearch.Restore"/> brings the weights of its last checkpoint.</summary>
+    /// <param name="adjust">Checks the configuration, or changes it for this process only, before the data are read.</param>
     public static Experiment Open(RunDirectory run, Backend backend, Func<SearchConfiguration, SearchConfiguration>? adjust = null)
     {
         var configuration = run.ReadJson<SearchConfiguration>("config.json");

@@ -35,6 +35,9 @@ internal sealed class CommandLineReader(params Type[] verbs)
         if (result is Parsed<object> parsed)
         {
             var options = (Options)parsed.Value;
+            // RequireValues has made sure that no value begins with two dashes.
+            options.Given = arguments.Where(argument => argument.StartsWith("--", StringComparison.Ordinal))
+                .Select(argument => argument[2..].Split('=')[0]).ToHashSet();
             options.Validate();
             return options;
         }

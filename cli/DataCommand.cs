@@ -22,7 +22,7 @@ internal sealed class DataOptions : Options
     public string Name { get; set; } = "";
 
     [Option("data-dir", MetaValue = "DIR",
-        HelpText = $"Folder of the data files, or a parent of it (by default ${DataFolder.Variable}, if set).")]
+        HelpText = $"Folder of the data files, or a parent of it (by default ${DataFolder.Variable}, if set, or ./{DataFolder.BelowHere}).")]
     public string? DataDir { get; set; }
 
     [Option("url", MetaValue = "URL", HelpText = "fetch: another place of the archive (by default the data set's authors).")]
@@ -57,7 +57,7 @@ internal static class DataCommand
     private static void Fetch(CifarLayout layout, DataOptions options, CancellationToken cancellation)
     {
         var terminal = new Terminal(options);
-        var folder = options.DataDir ?? DataFolder.Default() ?? "data";
+        var folder = options.DataDir ?? DataFolder.Default() ?? DataFolder.BelowHere;
         var url = options.Url is null ? null : new Uri(options.Url);
         FetchResult? result = null;
         terminal.Progress($"fetching {layout.Name}", progress =>

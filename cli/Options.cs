@@ -17,10 +17,35 @@ internal abstract class Options
     [Option("verbose", HelpText = "Print the full trace of an internal error.")]
     public bool Verbose { get; set; }
 
+    /// <summary>Long names of the options that stand on the command line; the others have their defaults.</summary>
+    public IReadOnlySet<string> Given { get; set; } = new HashSet<string>();
+
     /// <summary>Checks what the types of the options leave open.</summary>
     /// <exception cref="UserException">An option's value cannot be used; the message names option, value and remedy.</exception>
     public virtual void Validate()
     {
+    }
+
+    /// <summary>
+    /// What is resumed keeps the settings that it was started with: options that are given must agree with them, the others do not count.
+    /// </summary>
+    /// <param name="what">What is resumed, for the message.</param>
+    /// <param name="settings">Options by long name with the value given, or by default, and the one kept; null: none.</param>
+    /// <exception cref="UserException">An option that is given differs.</exception>
+    protected void RequireAgreement(string what, params IEnumerable<(string Option, object? Value, object? Kept)> settings)
+    {
+        var differing = settings.Where(setting => Given.Contains(setting.Option) && !Equals(setting.Value, setting.Kept))
+            .Select(setting => $"--{setting.Option} is {Text(setting.Value)} but was {Text(setting.Kept)}").ToList();
+        if (differing.Count > 0)
+            throw new UserException($"{string.Join(" and ", differing)} when {what} was started; leave {(differing.Count == 1 ? "it" : "them")} " +
+                "out to resume, or start anew.");
+
+        static string Text(object? value) => value switch
+        {
+            null => "not given",
+            bool flag => flag ? "on" : "off",
+            _ => $"{value}",
+        };
     }
 
     /// <summary>An option whose value must be one of a few words.</summary>

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using PerturbNas.Backends;
 
 namespace PerturbNas.Cli;
 
@@ -25,6 +26,17 @@ internal static class Program
         catch (UserException e)
         {
             Console.Error.WriteLine($"perturbnas: {e.Message}");
+            return UserError;
+        }
+        catch (Exception e) when (e is OutOfMemoryException or KernelException { Status: KernelStatus.OutOfMemory })
+        {
+            Console.Error.WriteLine($"perturbnas: The memory does not suffice ({e.Message.TrimEnd('.')}); use fewer channels or layers, or a smaller batch.");
+            return UserError;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // Where the engine knows what to do about it, it says so itself; what is left is mostly a full disk.
+            Console.Error.WriteLine($"perturbnas: {e.Message.TrimEnd('.')}; make room or fix the permissions, then try again.");
             return UserError;
         }
         catch (OperationCanceledException) when (cancellation.IsCancellationRequested)

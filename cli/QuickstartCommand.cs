@@ -18,16 +18,25 @@ internal sealed record QuickstartReport(SearchReport Search, SelectionResult Mag
 internal sealed record EdgeDifference(string Cell, int Edge, string Magnitude, double Weight, string Perturbation,
     IReadOnlyDictionary<string, double> MaskedAccuracies);
 
-/// <summary>The main job at a size that takes a minute or two: search, both selections, and where they differ.</summary>
+/// <summary>
+/// The main job at a size that takes a minute or two: search, both selections, and where they differ. Called again it goes on where it
+/// was interrupted.
+/// </summary>
 internal static class QuickstartCommand
 {
     public static void Run(QuickstartOptions options, CancellationToken cancellation)
     {
         using var backend = new CpuBackend();
-        using var run = RunDirectory.Open(options.Out);
         var terminal = new Terminal(options);
         var configuration = Configuration(options);
-        using var experiment = Experiment.Create(run, configuration, backend, initialFile: null);
+        var resumed = RunDirectory.Exists(options.Out);
+        using var run = resumed ? RunDirectory.Open(options.Out) : RunDirectory.Create(options.Out);
+        using var experiment = resumed
+            ? Experiment.Open(run, backend, kept => kept == configuration ? kept : throw new UserException(
+                $"'{options.Out}' holds another run than this quickstart would make; give another folder with --out."))
+            : Experiment.Create(run, configuration, backend, initialFile: null);
+        if (resumed)
+            terminal.Note($"going on with the run in '{options.Out}', what is done there is not done again");
         terminal.Note($"quickstart: {configuration.Data} images, space s3 (none, skip_connect, sep_conv_3x3), {configuration.Channels} channels, " +
             $"{configuration.Layers} cells");
         terminal.Note("1. train a supernet in which every edge mixes its operations");
@@ -74,7 +83,9 @@ internal static class QuickstartCommand
             Batch = experiment.Configuration.Batch,
             Seed = experiment.Configuration.Seed,
         };
-        using var selection = SelectionRun.Start(experiment, configuration);
+        using var selection = SelectionRun.ReadConfiguration(experiment.Run.Path, by) == configuration
+            ? SelectionRun.Resume(experiment, configuration)
+            : SelectionRun.Start(experiment, configuration);
         return (SelectCommand.Run(selection, configuration, terminal, cancellation), selection.Decisions);
     }
 

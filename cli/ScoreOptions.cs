@@ -20,7 +20,7 @@ internal sealed class ScoreOptions : Options
     [Option("edge", MetaValue = "N", HelpText = "Score one edge, counted from 0 node by node (all by default).")]
     public int? Edge { get; set; }
 
-    [Option("batch", MetaValue = "N", HelpText = "Images per batch (as in the run by default).")]
+    [Option("batch", MetaValue = "N", HelpText = "Images per batch; more than there are: all of them (as in the run by default).")]
     public int? Batch { get; set; }
 
     [Option("batches", MetaValue = "N", HelpText = "Use the first N batches of the validation half (all by default).")]

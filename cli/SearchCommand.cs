@@ -1,6 +1,5 @@
 using PerturbNas.Backends.Cpu;
 using PerturbNas.Search;
-using PerturbNas.Spaces;
 using PerturbNas.Training;
 
 namespace PerturbNas.Cli;
@@ -12,16 +11,15 @@ internal sealed record SearchReport(string Run, string Space, string Method, int
 /// <summary>Trains a supernet, from its beginning or from where it was interrupted.</summary>
 internal static class SearchCommand
 {
-    private const int CutoutLength = 16;
-
     public static void Run(SearchOptions options, CancellationToken cancellation)
     {
         using var backend = new CpuBackend(options.Threads);
-        using var run = RunDirectory.Open(options.Out);
+        var resumed = options.Resume && RunDirectory.Exists(options.Out);
+        using var run = resumed ? RunDirectory.Open(options.Out) : RunDirectory.Create(options.Out);
         var terminal = new Terminal(options);
-        using var experiment = options.Resume && RunDirectory.Exists(options.Out)
-            ? Experiment.Open(run, backend)
-            : Experiment.Create(run, Configuration(options), backend, options.Init);
+        using var experiment = resumed
+            ? Experiment.Open(run, backend, options.Resumed)
+            : Experiment.Create(run, options.ToConfiguration(), backend, options.Init);
         experiment.SearchForecast.RequireMemory();
         terminal.Note(experiment.SearchForecast.Summary);
         var report = Run(experiment, terminal, cancellation);
@@ -47,21 +45,4 @@ internal static class SearchCommand
         return new SearchReport(experiment.Run.Path, experiment.Network.Space.Name, experiment.Configuration.Method, result.Epochs,
             result.TrainLoss, result.TrainAccuracy, result.ValidationLoss, result.ValidationAccuracy);
     }
-
-    private static SearchConfiguration Configuration(SearchOptions options) => new()
-    {
-        Space = SearchSpace.Load(options.Space).ToJson(),
-        Method = options.Method,
-        Data = options.Data,
-        DataDir = options.DataDir is null ? null : Path.GetFullPath(options.DataDir),
-        Epochs = options.Epochs,
-        Batch = options.Batch,
-        Channels = options.Channels,
-        Layers = options.Layers,
-        Seed = options.Seed,
-        TrainPortion = options.TrainPortion,
-        TrainLimit = options.TrainLimit,
-        ValidLimit = options.ValidLimit,
-        Cutout = options.Cutout ? CutoutLength : 0,
-    };
 }

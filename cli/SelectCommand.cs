@@ -16,6 +16,8 @@ internal static class SelectCommand
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;
         if (options.Resume && resumed is null)
             terminal.Note($"there is no selection by {options.By} to resume in '{options.Run}': starting one");
+        if (resumed is not null)
+            options.RequireAgreement(resumed);
         using var experiment = Experiment.Open(run, backend, search => search with
         {
             TrainLimit = resumed is null ? options.TrainLimit ?? search.TrainLimit : resumed.TrainLimit,

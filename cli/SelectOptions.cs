@@ -1,4 +1,5 @@
 using CommandLine;
+using PerturbNas.Selection;
 
 namespace PerturbNas.Cli;
 
@@ -50,8 +51,15 @@ internal sealed class SelectOptions : Options
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
     public int Threads { get; set; }
 
-    [Option("resume", HelpText = "Go on with an interrupted selection.")]
+    [Option("resume", HelpText = "Go on with an interrupted selection, with its own options.")]
     public bool Resume { get; set; }
+
+    /// <exception cref="UserException">An option that is given differs from what the selection was started with.</exception>
+    public void RequireAgreement(SelectionConfiguration kept) => RequireAgreement($"the selection by {By} in '{Run}'",
+        ("criterion", Criterion, kept.Criterion == Selection.Criterion.Accuracy ? "acc" : "loss"), ("tune-epochs", TuneEpochs, kept.TuneEpochs),
+        ("tune-schedule", TuneSchedule, kept.CosineTuning ? "cosine" : "constant"), ("valid-limit", ValidLimit, kept.ValidLimit),
+        ("train-limit", TrainLimit, kept.TrainLimit), ("batch", Batch, kept.Batch), ("seed", Seed, kept.Seed),
+        ("reference-quirks", ReferenceQuirks, kept.ReferenceQuirks));
 
     public override void Validate()
     {

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using Spectre.Console;
@@ -17,6 +18,8 @@ internal sealed class Terminal(Options options)
     {
         PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower,
         WriteIndented = true,
+        // Genotypes are full of quotes; this is a terminal, not a web page.
+        Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
         // A diverged loss is "NaN", not a failure to print.
         NumberHandling = JsonNumberHandling.AllowNamedFloatingPointLiterals,
     };

@@ -28,7 +28,7 @@ public sealed unsafe class BatchLoader
 
     /// <summary>A loader for training: shuffled, and augmented if asked for.</summary>
     /// <param name="images">The images.</param>
-    /// <param name="batchSize">Images a batch, at least 1.</param>
+    /// <param name="batchSize">Images a batch, at least 1; more than there are: all of them.</param>
     /// <param name="seed">The run's seed.</param>
     /// <param name="purpose">What the batches are for, for example "weights"; loaders of other purposes draw independently.</param>
     /// <param name="augment">Pad 4 and random crop, random horizontal flip.</param>
@@ -49,7 +49,7 @@ public sealed unsafe class BatchLoader
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(batchSize, 1);
         _images = images;
-        BatchSize = batchSize;
+        BatchSize = Math.Min(batchSize, images.Count);
         _orderPurpose = "";
         _order = new int[images.Count];
         for (var i = 0; i < _order.Length; i++)
@@ -61,9 +61,10 @@ public sealed unsafe class BatchLoader
 
     /// <summary>A loader for evaluation: all images in record order, without augmentation, the same in every epoch.</summary>
     /// <param name="images">The images.</param>
-    /// <param name="batchSize">Images a batch, at least 1.</param>
+    /// <param name="batchSize">Images a batch, at least 1; more than there are: all of them.</param>
     public static BatchLoader InRecordOrder(ImageSet images, int batchSize) => new(images, batchSize);
 
+    /// <summary>Images of every batch but perhaps the last.</summary>
     public int BatchSize { get; }
 
     /// <summary>Batches an epoch.</summary>

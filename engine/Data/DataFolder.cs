@@ -6,9 +6,12 @@ public static class DataFolder
     /// <summary>The environment variable that names the default data folder.</summary>
     public const string Variable = "PERTURBNAS_DATA";
 
+    /// <summary>The folder below the current one that data sets are fetched to when no other is known.</summary>
+    public const string BelowHere = "data";
+
     /// <summary>
     /// The folder that is meant when none is given: the environment variable PERTURBNAS_DATA, else ../shared/data beside the
-    /// repository that the program runs from, if it exists; else null.
+    /// repository that the program runs from, if it exists, else ./data (where fetching puts it), if it exists; else null.
     /// </summary>
     public static string? Default()
     {
@@ -19,9 +22,11 @@ public static class DataFolder
             if (File.Exists(Path.Combine(folder.FullName, "global.json")))
             {
                 var beside = Path.GetFullPath(Path.Combine(folder.FullName, "..", "shared", "data"));
-                return Directory.Exists(beside) ? beside : null;
+                if (Directory.Exists(beside))
+                    return beside;
+                break;
             }
-        return null;
+        return Directory.Exists(BelowHere) ? Path.GetFullPath(BelowHere) : null;
     }
 
     /// <summary>The folder that holds a data set's files: the given folder or one of the usual folders below it.</summary>

@@ -20,7 +20,7 @@ public sealed class SupernetSearch : IDisposable
 
     private readonly Experiment _experiment;
     private readonly SupernetTrainer _trainer;
-    private long _step, _metricsBytes;
+    private long _step, _totalSteps, _metricsBytes;
     private Totals _epochTrain, _epochValidation, _lastTrain;
 
     public SupernetSearch(Experiment experiment)
@@ -31,22 +31,31 @@ public sealed class SupernetSearch : IDisposable
             new BatchLoader(experiment.Train, c.Batch, c.Seed, "weights", augment: true, c.Cutout),
             new BatchLoader(experiment.Validation, c.Batch, c.Seed, "alpha", augment: true, c.Cutout),
             c.UpdatesAlpha, new EdgeStates(), noisePurpose: 0);
+        _totalSteps = (long)c.Epochs * _trainer.StepsPerEpoch;
     }
 
-    private long TotalSteps => (long)_experiment.Configuration.Epochs * _trainer.StepsPerEpoch;
-
     /// <summary>Whether nothing is left to train.</summary>
-    public bool Finished => _step == TotalSteps;
+    public bool Finished => _step == _totalSteps;
 
-    /// <summary>Takes over the state of the run's checkpoint.</summary>
+    /// <summary>Takes over the state of the run's checkpoint; changes no file.</summary>
     /// <exception cref="UserException">There is none, or it is damaged or of another run.</exception>
     public void Restore()
     {
         var state = Checkpoint.Read(_experiment.CheckpointPath, "search", _experiment.Network, _trainer);
-        (_step, _metricsBytes) = (state.GetInt64("step"), state.GetInt64("metrics_bytes"));
+        // A selection may use fewer images than the search, so how many steps make a search is the checkpoint's to say.
+        (_step, _totalSteps, _metricsBytes) = (state.GetInt64("step"), state.GetInt64("total_steps"), state.GetInt64("metrics_bytes"));
         (_epochTrain, _epochValidation) = (state.GetTotals("epoch_train"), state.GetTotals("epoch_validation"));
         _lastTrain = state.GetTotals("last_train");
-        _experiment.Run.Truncate(MetricsFile, _metricsBytes);
+    }
+
+    /// <summary>As <see cref="Restore"/>, for those who need a trained supernet.</summary>
+    /// <exception cref="UserException">As there, or the search has not finished.</exception>
+    public void RestoreFinished()
+    {
+        Restore();
+        if (!Finished)
+            throw new UserException($"The search in '{_experiment.Run.Path}' stands at step {_step} of {_totalSteps}; finish it first with " +
+                $"'perturbnas search --out {_experiment.Run.Path} --resume'.");
     }
 
     /// <summary>Trains to the end.</summary>
@@ -54,6 +63,7 @@ public sealed class SupernetSearch : IDisposable
     public SearchResult Run(Action<Progress>? progress, CancellationToken cancellation)
     {
         var c = _experiment.Configuration;
+        _experiment.Run.Truncate(MetricsFile, _metricsBytes);
         var saved = TimeProvider.System.GetTimestamp();
         while (!Finished)
         {
@@ -62,7 +72,7 @@ public sealed class SupernetSearch : IDisposable
             _epochTrain += train;
             _epochValidation += validation;
             _step++;
-            progress?.Invoke(new Progress("search", _step, TotalSteps,
+            progress?.Invoke(new Progress("search", _step, _totalSteps,
                 $"epoch {epoch + 1}/{c.Epochs}, loss {_epochTrain.Loss:F3}, accuracy {_epochTrain.Accuracy:P1}"));
             if (_step % _trainer.StepsPerEpoch == 0)
                 EndEpoch(epoch);
@@ -81,6 +91,7 @@ public sealed class SupernetSearch : IDisposable
     {
         var state = new CheckpointState("search", _experiment.Configuration.Space);
         state.Set("step", _step);
+        state.Set("total_steps", _totalSteps);
         state.Set("metrics_bytes", _metricsBytes);
         state.Set("epoch_train", _epochTrain);
         state.Set("epoch_validation", _epochValidation);

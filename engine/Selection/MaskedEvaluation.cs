@@ -18,8 +18,8 @@ public sealed class MaskedEvaluation(Supernet network, Arena arena, ImageSet ima
     private const ulong NoiseBase = 1UL << 56;
 
     private readonly BatchLoader _loader = BatchLoader.InRecordOrder(images, batchSize);
-    private readonly float[] _images = new float[batchSize * images.ImageSize];
-    private readonly int[] _labels = new int[batchSize];
+    private readonly float[] _images = new float[Math.Min(batchSize, images.Count) * images.ImageSize];
+    private readonly int[] _labels = new int[Math.Min(batchSize, images.Count)];
 
     /// <summary>Batches that every candidate is evaluated on.</summary>
     public int Batches => Math.Min(batchLimit ?? _loader.Steps, _loader.Steps);

@@ -92,14 +92,15 @@ public sealed class SelectionRun : IDisposable
     public static string FolderOf(string runFolder, string by) => Path.Combine(runFolder, "select-" + by);
 
     /// <summary>Starts a selection from the run's supernet, in place of an earlier one by the same selector.</summary>
+    /// <exception cref="UserException">The search has not finished, or its checkpoint cannot be used; an earlier selection is untouched.</exception>
     public static SelectionRun Start(Experiment experiment, SelectionConfiguration configuration)
     {
-        var run = RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By));
+        var run = RunDirectory.Create(FolderOf(experiment.Run.Path, configuration.By));
         var selection = new SelectionRun(experiment, configuration, run);
         try
         {
             using (var search = new SupernetSearch(experiment))
-                search.Restore();
+                search.RestoreFinished();
             foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
                 if (File.Exists(run.PathOf(stale)))
                     File.Delete(run.PathOf(stale));
@@ -126,7 +127,7 @@ public sealed class SelectionRun : IDisposable
             else
             {
                 using var search = new SupernetSearch(experiment);
-                search.Restore();
+                search.RestoreFinished();
                 selection._run.Truncate(DecisionsFile, 0);
                 selection._run.Truncate(MetricsFile, 0);
             }
@@ -146,7 +147,11 @@ public sealed class SelectionRun : IDisposable
         if (!RunDirectory.Exists(folder))
             return null;
         using var run = RunDirectory.Open(folder);
-        return run.ReadJson<SelectionConfiguration>("config.json");
+        var configuration = run.ReadJson<SelectionConfiguration>("config.json");
+        if (configuration.Version != 1)
+            throw new UserException($"'{run.PathOf("config.json")}' has version {configuration.Version}, this program reads version 1; " +
+                "use the program that wrote it.");
+        return configuration;
     }
 
     public IReadOnlyList<Decision> Decisions => _selector.Decisions;

@@ -57,7 +57,7 @@ public sealed class SearchSpace
                 throw Bad("must be a JSON object");
             var name = "custom";
             if (root.TryGetProperty("name", out var given))
-                name = given.ValueKind == JsonValueKind.String ? given.GetString()! : throw Bad("'name' must be a text");
+                name = given.ValueKind == JsonValueKind.String ? given.GetString()! : throw Bad("'name' is not a text; put it in quotes");
             if (root.TryGetProperty("operations", out var operations))
             {
                 var candidates = Names(operations, "operations");
@@ -96,10 +96,10 @@ public sealed class SearchSpace
         }
         catch (JsonException e)
         {
-            throw new UserException($"Space file '{source}' is not valid JSON: {e.Message}", e);
+            throw Bad($"it is not valid JSON in line {e.LineNumber + 1}, byte {e.BytePositionInLine + 1}; correct it", e);
         }
 
-        UserException Bad(string what) => new($"Space file '{source}': {what}.");
+        UserException Bad(string what, Exception? cause = null) => new($"Space file '{source}': {what}.", cause);
     }
 
     /// <summary>The space as JSON, as it is kept in a run's configuration.</summary>

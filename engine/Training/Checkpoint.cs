@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Security.Cryptography;
 using PerturbNas.Networks;
 using PerturbNas.Spaces;
 
@@ -112,7 +113,23 @@ public static class Checkpoint
     /// Starts a network from a file with the reference's names in NCHW/OIHW order (a PyTorch state dict as safetensors). Every weight must
     /// be there; alphas and running statistics may be missing and then stay as initialised; other tensors are ignored.
     /// </summary>
+    /// <exception cref="UserException">It is missing or damaged, or lacks a weight or has one of another shape.</exception>
     public static void ReadInitial(string path, Supernet network) => ReadNetwork(SafeTensorsFile.Read(path), network, alphasRequired: false);
+
+    /// <summary>SHA-256 of a file in hex, which says in a configuration what a network was started from.</summary>
+    /// <exception cref="UserException">The file cannot be read.</exception>
+    public static string DigestOf(string path)
+    {
+        try
+        {
+            using var stream = File.OpenRead(path);
+            return Convert.ToHexStringLower(SHA256.HashData(stream));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new UserException($"'{path}' cannot be read: {e.Message.TrimEnd('.')}; check the file and its permissions.", e);
+        }
+    }
 
     private static void ReadNetwork(SafeTensorsFile file, Supernet network, bool alphasRequired)
     {

@@ -49,13 +49,15 @@ public sealed class Experiment : IDisposable
     /// <summary>What the search takes, from its beginning to its end.</summary>
     public Forecast SearchForecast => _searchForecast ??= Forecast.OfSearch(Configuration);
 
-    /// <summary>Starts a run in an empty folder.</summary>
+    /// <summary>Starts a run in a folder that holds none.</summary>
     /// <param name="initialFile">Weights and alphas to start from, under the reference's names; null: drawn from the seed.</param>
     /// <exception cref="UserException">The folder already holds a run, the data or the file cannot be used, or there is not enough memory.</exception>
     public static Experiment Create(RunDirectory run, SearchConfiguration configuration, Backend backend, string? initialFile)
     {
         if (RunDirectory.Exists(run.Path))
             throw new UserException($"'{run.Path}' already holds a run; give --resume to go on with it, or another folder.");
+        if (initialFile is not null)
+            configuration = configuration with { InitSha256 = Checkpoint.DigestOf(initialFile) };
         var forecast = Forecast.OfSearch(configuration);
         forecast.RequireMemory();
         var experiment = new Experiment(run, configuration, backend) { _searchForecast = forecast };
@@ -70,12 +72,14 @@ public sealed class Experiment : IDisposable
         }
         catch
         {
+            File.Delete(experiment.CheckpointPath);
             experiment.Dispose();
             throw;
         }
     }
 
-    /// <summary>Opens the run in a folder; its weights are those of the last checkpoint.</summary>
+    /// <summary>Opens the run in a folder; <see cref="SupernetSearch.Restore"/> brings the weights of its last checkpoint.</summary>
+    /// <param name="adjust">Checks the configuration, or changes it for this process only, before the data are read.</param>
     public static Experiment Open(RunDirectory run, Backend backend, Func<SearchConfiguration, SearchConfiguration>? adjust = null)
     {
         var configuration = run.ReadJson<SearchConfiguration>("config.json");

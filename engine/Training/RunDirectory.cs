@@ -6,12 +6,20 @@ namespace PerturbNas.Training;
 /// <summary>
 /// A folder that holds everything about a run: config.json, metrics.jsonl, checkpoints/. It is locked while a process uses it. Files that
 /// grow line by line are cut back, on resuming, to the length that the checkpoint knows of, so that a killed run leaves no line twice.
+/// config.json is written last when a run is created: without it there is no run, and what was begun is removed again.
 /// </summary>
 public sealed class RunDirectory : IDisposable
 {
-    private readonly FileStream _lock;
+    private const string ConfigurationFile = "config.json", LockFile = "lock", CheckpointFolder = "checkpoints";
 
-    private RunDirectory(string path, FileStream @lock) => (Path, _lock) = (path, @lock);
+    // What an open file's lock gives, on every Unix that .NET runs on.
+    private static readonly int[] _wouldBlock = [11, 35];
+
+    private readonly FileStream _lock;
+    private readonly IReadOnlyList<string> _newFolders;
+
+    private RunDirectory(string path, FileStream @lock, IReadOnlyList<string> newFolders) =>
+        (Path, _lock, _newFolders) = (path, @lock, newFolders);
 
     public static JsonSerializerOptions Json { get; } = new()
     {
@@ -25,12 +33,27 @@ public sealed class RunDirectory : IDisposable
     public string Path { get; }
 
     /// <summary>Whether the folder holds a run.</summary>
-    public static bool Exists(string path) => File.Exists(System.IO.Path.Combine(path, "config.json"));
+    public static bool Exists(string path) => File.Exists(System.IO.Path.Combine(path, ConfigurationFile));
 
-    /// <summary>Opens a run's folder, creating it if it is not there, and locks it.</summary>
-    /// <exception cref="UserException">Another process uses it, or it cannot be created.</exception>
+    /// <summary>Locks the folder of a run that is there.</summary>
+    /// <exception cref="UserException">It holds no run, or another process uses it.</exception>
     public static RunDirectory Open(string path)
     {
+        if (!Directory.Exists(path))
+            throw new UserException($"The run folder '{path}' does not exist; give the folder that 'search --out' made.");
+        if (!Exists(path))
+            throw new UserException($"'{path}' is not a run folder, it has no {ConfigurationFile}; give the folder that 'search --out' made.");
+        return Lock(path, []);
+    }
+
+    /// <summary>Locks a folder for a new run, creating it if it is not there.</summary>
+    /// <exception cref="UserException">Another process uses it, or it cannot be created.</exception>
+    public static RunDirectory Create(string path)
+    {
+        var newFolders = new List<string>();
+        for (var folder = System.IO.Path.GetFullPath(path); folder is not null && !Directory.Exists(folder);
+            folder = System.IO.Path.GetDirectoryName(folder))
+            newFolders.Add(folder);
         try
         {
             Directory.CreateDirectory(path);
@@ -39,19 +62,7 @@ public sealed class RunDirectory : IDisposable
         {
             throw new UserException($"The run folder '{path}' cannot be created: {e.Message.TrimEnd('.')}; choose another one.", e);
         }
-        try
-        {
-            return new RunDirectory(path, new FileStream(System.IO.Path.Combine(path, "lock"), FileMode.OpenOrCreate, FileAccess.ReadWrite,
-                FileShare.None));
-        }
-        catch (IOException e)
-        {
-            throw new UserException($"The run folder '{path}' is in use by another process; wait for it, or choose another folder.", e);
-        }
-        catch (UnauthorizedAccessException e)
-        {
-            throw new UserException($"The run folder '{path}' cannot be written to; choose another one or change its permissions.", e);
-        }
+        return Lock(path, newFolders);
     }
 
     public string PathOf(params ReadOnlySpan<string> parts) => System.IO.Path.Combine([Path, .. parts]);
@@ -59,8 +70,15 @@ public sealed class RunDirectory : IDisposable
     /// <summary>Path of a checkpoint; makes its folder.</summary>
     public string CheckpointPath(string name)
     {
-        Directory.CreateDirectory(PathOf("checkpoints"));
-        return PathOf("checkpoints", name + ".safetensors");
+        try
+        {
+            Directory.CreateDirectory(PathOf(CheckpointFolder));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw Unwritable(CheckpointFolder, e);
+        }
+        return PathOf(CheckpointFolder, name + ".safetensors");
     }
 
     /// <summary>Writes a text file in one piece: it is there whole, or as it was before.</summary>
@@ -86,7 +104,7 @@ public sealed class RunDirectory : IDisposable
             {
                 // The first failure is the one to report.
             }
-            throw new UserException($"'{PathOf(name)}' cannot be written: {e.Message.TrimEnd('.')}; make room or fix the permissions, then resume.", e);
+            throw Unwritable(name, e);
         }
     }
 
@@ -99,14 +117,13 @@ public sealed class RunDirectory : IDisposable
         {
             return JsonSerializer.Deserialize<T>(File.ReadAllText(PathOf(name)), Json) ?? throw new JsonException("it is empty");
         }
-        catch (IOException e)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new UserException($"'{Path}' is not a run folder: {name} cannot be read ({e.Message.TrimEnd('.')}); give the folder that " +
-                "'search --out' made.", e);
+            throw new UserException($"'{PathOf(name)}' cannot be read: {e.Message.TrimEnd('.')}; restore it or start a new run.", e);
         }
         catch (JsonException e)
         {
-            throw new UserException($"'{PathOf(name)}' is damaged: {e.Message.TrimEnd('.')}; restore it or start a new run.", e);
+            throw Damaged(name, e);
         }
     }
 
@@ -121,7 +138,7 @@ public sealed class RunDirectory : IDisposable
         }
         catch (JsonException e)
         {
-            throw new UserException($"'{PathOf(name)}' is damaged: {e.Message.TrimEnd('.')}; restore it or start anew.", e);
+            throw Damaged(name, e);
         }
     }
 
@@ -137,7 +154,7 @@ public sealed class RunDirectory : IDisposable
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new UserException($"'{PathOf(name)}' cannot be written: {e.Message.TrimEnd('.')}; make room or fix the permissions, then resume.", e);
+            throw Unwritable(name, e);
         }
     }
 
@@ -149,11 +166,60 @@ public sealed class RunDirectory : IDisposable
         if ((file.Exists ? file.Length : 0) < length)
             throw new UserException($"'{file.FullName}' has {(file.Exists ? file.Length : 0)} bytes, but the checkpoint knows of {length}; " +
                 "restore the file or start a new run.");
-        if (!file.Exists)
+        if (!file.Exists || file.Length == length)
             return;
-        using var stream = file.OpenWrite();
-        stream.SetLength(length);
+        try
+        {
+            using var stream = file.OpenWrite();
+            stream.SetLength(length);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw Unwritable(name, e);
+        }
     }
 
-    public void Dispose() => _lock.Dispose();
+    /// <summary>Releases the folder; where no run has come about, removes what was begun.</summary>
+    public void Dispose()
+    {
+        try
+        {
+            if (!Exists(Path))
+            {
+                File.Delete(PathOf(LockFile));
+                foreach (var folder in (string[])[PathOf(CheckpointFolder), .. _newFolders])
+                    if (Directory.Exists(folder) && !Directory.EnumerateFileSystemEntries(folder).Any())
+                        Directory.Delete(folder);
+            }
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // An empty folder that stays does no harm; why there is no run has been said.
+        }
+        _lock.Dispose();
+    }
+
+    private static RunDirectory Lock(string path, IReadOnlyList<string> newFolders)
+    {
+        try
+        {
+            return new RunDirectory(path, new FileStream(System.IO.Path.Combine(path, LockFile), FileMode.OpenOrCreate, FileAccess.ReadWrite,
+                FileShare.None), newFolders);
+        }
+        catch (IOException e) when (_wouldBlock.Contains(e.HResult))
+        {
+            throw new UserException($"The run folder '{path}' is in use by another process; wait for it, or choose another folder.", e);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new UserException($"The run folder '{path}' cannot be written to: {e.Message.TrimEnd('.')}; choose another one, make room or " +
+                "change its permissions.", e);
+        }
+    }
+
+    private UserException Unwritable(string name, Exception e) =>
+        new($"'{PathOf(name)}' cannot be written: {e.Message.TrimEnd('.')}; make room or fix the permissions, then resume.", e);
+
+    private UserException Damaged(string name, JsonException e) =>
+        new($"'{PathOf(name)}' is damaged in line {e.LineNumber + 1}, byte {e.BytePositionInLine + 1}; restore it or start a new run.", e);
 }

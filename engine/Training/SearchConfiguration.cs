@@ -44,6 +44,9 @@ public sealed record SearchConfiguration
     /// <summary>Side of the cutout square, 0: none.</summary>
     public int Cutout { get; init; }
 
+    /// <summary>SHA-256 of the file that the weights were started from; null: drawn from the seed.</summary>
+    public string? InitSha256 { get; init; }
+
     /// <summary>Learning rate of the weights: cosine from 0.025 to 0.001 over the epochs.</summary>
     [JsonIgnore]
     public CosineSchedule Schedule { get; } = new(0.025, 0.001);

@@ -29,6 +29,7 @@ public sealed class SupernetTrainer : IDisposable
     private readonly bool _updatesAlpha;
     private readonly ulong _noiseBase;
     private readonly Dictionary<(bool Alpha, int Images), SupernetPass> _passes = [];
+    private readonly int _imageSize;
     private readonly float[] _images;
     private readonly int[] _labels;
     private EdgeStates _states;
@@ -43,7 +44,8 @@ public sealed class SupernetTrainer : IDisposable
         Sgd = new Sgd(backend, network.Parameters);
         Adam = new AlphaAdam(backend, network.Alphas);
         var batch = Math.Max(train.BatchSize, validation.BatchSize);
-        _images = new float[batch * 3 * network.Size.ImageSize * network.Size.ImageSize];
+        _imageSize = 3 * network.Size.ImageSize * network.Size.ImageSize;
+        _images = new float[batch * _imageSize];
         _labels = new int[batch];
     }
 
@@ -97,7 +99,7 @@ public sealed class SupernetTrainer : IDisposable
             _passes.Add((alpha, images), pass);
         }
         _network.NoisePosition = _noiseBase + 2 * (ulong)step + (alpha ? 0u : 1u);
-        pass.Forward(_images.AsSpan(0, images * _images.Length / Math.Max(_train.BatchSize, _validation.BatchSize)), _labels.AsSpan(0, images));
+        pass.Forward(_images.AsSpan(0, images * _imageSize), _labels.AsSpan(0, images));
         Span<double> loss = stackalloc double[1];
         Span<long> correct = stackalloc long[1];
         pass.ReadResults(loss, correct);
@@ -108,5 +110,5 @@ public sealed class SupernetTrainer : IDisposable
     }
 
     private UserException NotFinite(string what, long step) => new($"Training stopped at epoch {step / _train.Steps}, step {step % _train.Steps}: " +
-        $"{what}; the last checkpoint is kept, resume from it with other data or a lower learning rate.");
+        $"{what}; the last checkpoint is kept, but resuming would stop here again: start anew with another seed, from sound weights.");
 }

@@ -78,7 +78,7 @@ public sealed class SearchSpaceTests
         { """{"operations": ["none", "conv_9x9"]}""", "unknown operation 'conv_9x9' in 'operations'; known are none, noise" },
         { """{"operations": ["none", 3]}""", "unknown operation '3'" },
         { """{"operations": ["none", "noise", "none"]}""", "'operations' names 'none' twice" },
-        { """{"name": 5, "operations": ["none"]}""", "'name' must be a text" },
+        { """{"name": 5, "operations": ["none"]}""", "'name' is not a text" },
         { $$"""{"normal": {{Table(Edge, 13)}}, "reduction": {{Table(Edge)}}}""", "'normal' has 13 edges, not 14" },
         { $$"""{"normal": {{Table(Edge)}}, "reduction": {{Table(Edge).Replace(Edge + "]", "[]]", StringComparison.Ordinal)}}}""",
             "'reduction[13]' must be a list of at least one operation" },

@@ -68,8 +68,8 @@ internal abstract class SizeOptions : Options
     {
         if (Space is not null && !SearchSpace.BuiltIn.Contains(Space) && !File.Exists(Space))
             throw new UserException($"--space is '{Space}'; choose {string.Join(", ", SearchSpace.BuiltIn)}, or name a file that exists.");
-        RequireRange("--channels", Channels, 1);
-        RequireRange("--layers", Layers, 1);
+        RequireRange("--channels", Channels, 1, 512);
+        RequireRange("--layers", Layers, 1, 100);
         RequireRange("--batch", Batch, 1);
         if (Data is not null)
             RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");

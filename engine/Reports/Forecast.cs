@@ -36,8 +36,9 @@ public sealed class Forecast
     /// </summary>
     public const double Efficiency = 0.4;
 
-    // Resident memory of everything else: runtime, compiled code, the tapes' bookkeeping, the kernels' scratch memory. Measured.
-    private const long ProgramBytes = 90L << 20;
+    // Resident memory of everything else, measured: runtime, compiled code and the kernels' scratch memory; and per operator of the largest
+    // tape the bookkeeping of the three tapes that a search has.
+    private const long ProgramBytes = 52L << 20, OperatorBytes = 18 << 10;
 
     private readonly int _batch;
 
@@ -168,6 +169,7 @@ public sealed class Forecast
         private readonly Arena _arena;
         private readonly int _batch;
         private readonly long _parameterBytes, _dataBytes;
+        private long _operators;
 
         public Plan(SearchConfiguration configuration, int batch, int? trainLimit, int? validationLimit)
         {
@@ -208,8 +210,7 @@ public sealed class Forecast
 
         public Workload Step(bool alpha, int images, EdgeStates states) => Count(() =>
         {
-            var pass = _network.Record(_arena, new TapeOptions(BatchNormMode.Training, !alpha, alpha), images, states);
-            pass.Forward([], []);
+            var pass = Forward(new TapeOptions(BatchNormMode.Training, !alpha, alpha), images, states, [Mask.None]);
             pass.Backward();
             if (alpha)
                 _adam.Step();
@@ -221,8 +222,8 @@ public sealed class Forecast
         public Workload ScoreAll(EdgeStates states, IReadOnlyList<Mask> masks) =>
             Epoch(Validation, Score(BatchOf(Validation), states, masks), images => Score(images, states, masks));
 
-        public Workload Score(int images, EdgeStates states, IReadOnlyList<Mask> masks) => Count(() =>
-            _network.Record(_arena, new TapeOptions(BatchNormMode.BatchStatistics), images, states, masks).Forward([], []));
+        public Workload Score(int images, EdgeStates states, IReadOnlyList<Mask> masks) =>
+            Count(() => Forward(new TapeOptions(BatchNormMode.BatchStatistics), images, states, masks));
 
         public IReadOnlyList<Mask> Candidates(CellType type, int edge) =>
             [.. Enumerable.Range(0, Math.Min(_network.Space.Columns(type), _network.MaxVariants)).Select(o => new Mask(type, edge, o))];
@@ -252,7 +253,8 @@ public sealed class Forecast
         {
             // A checkpoint holds weights, momentum and running statistics, once as numbers and once as the file's bytes.
             var checkpoint = 2 * (2 * _network.Parameters.WeightCount + _network.Parameters.RunningCount) * sizeof(float);
-            return new Forecast(_batch, new MemoryForecast(_arena.Capacity, _parameterBytes, _dataBytes, checkpoint, ProgramBytes), phases);
+            return new Forecast(_batch, new MemoryForecast(_arena.Capacity, _parameterBytes, _dataBytes, checkpoint, ProgramBytes + _operators * OperatorBytes),
+                phases);
         }
 
         public void Dispose()
@@ -262,6 +264,14 @@ public sealed class Forecast
             _arena.Dispose();
             _network.Dispose();
             _backend.Dispose();
+        }
+
+        private SupernetPass Forward(TapeOptions options, int images, EdgeStates states, IReadOnlyList<Mask> masks)
+        {
+            var pass = _network.Record(_arena, options, images, states, masks);
+            _operators = Math.Max(_operators, pass.Tape.Operators.Count);
+            pass.Forward([], []);
+            return pass;
         }
 
         private Workload Count(Action work)

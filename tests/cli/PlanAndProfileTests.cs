@@ -60,7 +60,7 @@ public sealed class PlanAndProfileTests
     [InlineData("--steps is 0; give a number from 1 to 10000.", "profile", "--steps", "0")]
     [InlineData("--data is 'mnist'; choose cifar10, cifar100 or synthetic.", "plan", "--data", "mnist")]
     [InlineData("--run is 'nowhere', which holds no run", "profile", "--run", "nowhere")]
-    [InlineData("--layers is 0; give 1 or more.", "plan", "--layers", "0")]
+    [InlineData("--layers is 0; give a number from 1 to 100.", "plan", "--layers", "0")]
     public void WrongArgumentsAreOneSentence(string expected, params string[] arguments) =>
         Assert.StartsWith($"perturbnas: {expected}", CommandLine.UserError(arguments), StringComparison.Ordinal);
 }

@@ -78,9 +78,9 @@ internal sealed class SearchOptions : Options
         RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");
         RequireRange("--epochs", Epochs, 0);
         RequireRange("--batch", Batch, 1);
-        // The largest weight, 16 C^2 times 4, then has an int's number of elements; nobody trains anything near.
-        RequireRange("--channels", Channels, 1, 4096);
-        RequireRange("--layers", Layers, 1, 1000);
+        // Far beyond what anybody trains, and small enough to be forecast before it is refused for lack of memory.
+        RequireRange("--channels", Channels, 1, 512);
+        RequireRange("--layers", Layers, 1, 100);
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--valid-limit", ValidLimit, 1);
         RequireThreads(Threads);
@@ -89,6 +89,7 @@ internal sealed class SearchOptions : Options
         if (Init is not null && !File.Exists(Init))
             throw new UserException($"--init is '{Init}', which does not exist; name a safetensors file.");
     }
+
     /// <summary>The configuration of a new run with these options.</summary>
     public SearchConfiguration ToConfiguration() => new()
     {

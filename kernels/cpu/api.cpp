@@ -101,6 +101,18 @@ int32_t pn_measure_limits(pn_context* context, pn_limits* limits) {
   return context->kernels->measure_limits(context, limits);
 }
 
+int32_t pn_run_group(pn_context* context, const pn_call* calls, int32_t count) {
+  PN_REQUIRE(context && calls, "pn_run_group: a null argument");
+  PN_REQUIRE(count >= 1 && count <= 1024, "pn_run_group: a group has 1 to 1024 calls, not %d", count);
+  for (int i = 0; i < count; i++) {
+    PN_REQUIRE(calls[i].kernel >= 0 && calls[i].kernel <= PN_KERNEL_AVG_POOL_3X3_BACKWARD,
+               "pn_run_group: call %d has the unknown kernel %d", i, calls[i].kernel);
+    PN_REQUIRE(calls[i].args, "pn_run_group: call %d has no arguments", i);
+  }
+  pn::FlushDenormals flush;
+  return context->kernels->run_group(context, calls, count);
+}
+
 #define KERNEL(name, args)                                    \
   int32_t pn_##name(pn_context* context, const args* a) {     \
     PN_REQUIRE(context&& a, "pn_" #name ": a null argument"); \

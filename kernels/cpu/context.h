@@ -41,6 +41,7 @@ struct KernelTable {
 #define KERNEL(name, args) int32_t (*name)(pn_context*, const args*);
 #include "cpu/kernel_list.h"
 #undef KERNEL
+  int32_t (*run_group)(pn_context*, const pn_call*, int32_t count);
   int32_t (*measure_limits)(pn_context*, pn_limits*);
 };
 

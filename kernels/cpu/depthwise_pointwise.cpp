@@ -8,11 +8,7 @@
 //
 // All buffers hold planes of one vector of channels: [vectors][pixels][kLanes], so that a pixel is a constant distance
 // from the next. Channels that fill up the last vector are zero everywhere.
-#include "cpu/context.h"
-#include "cpu/simd.h"
-
-#define PN_REQUIRE_MEMORY(pointer) \
-  if (!(pointer)) return fail(PN_OUT_OF_MEMORY, "depthwise_pointwise: no memory for its tiles")
+#include "cpu/group.h"
 
 namespace pn::PN_NAMESPACE {
 
@@ -21,7 +17,6 @@ namespace {
 constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 constexpr int kTileBytes = 8 << 10;  // of the depthwise output
-constexpr int kGroups = 32;          // partial sums of weight gradients
 constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
@@ -241,17 +236,6 @@ DepthwiseGradient* select_gradient(const Shape& s) {
                            : select_gradient<1, 1>(s.kernel);
 }
 
-// Memory that the next tile will read, brought into the cache while this one multiplies.
-struct Ahead {
-  const float *next, *end;
-  PN_INLINE void step() {
-    if (next < end) {
-      __builtin_prefetch(next);
-      next += 16;
-    }
-  }
-};
-
 // The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
 template <int P, int V, int A, class Finish>
 PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Ahead (&ahead)[A],
@@ -413,6 +397,14 @@ void pack_pointwise(const float* weights, int rows, int columns, bool transpose,
   });
 }
 
+// A call's shared memory: its plan, then its weights.
+template <class Plan>
+constexpr int64_t kPlanBytes = (sizeof(Plan) + 63) / 64 * 64;
+template <class Plan>
+float* after_plan(void* shared) {
+  return reinterpret_cast<float*>(static_cast<char*>(shared) + kPlanBytes<Plan>);
+}
+
 int32_t check(const char* name, const pn_depthwise_pointwise* a) {
   PN_REQUIRE(
       a->variants > 0 && a->images > 0 && a->height > 0 && a->width > 0 && a->in_channels > 0 && a->out_channels > 0,
@@ -460,83 +452,105 @@ PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, flo
   }
 }
 
-}  // namespace
-
-int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_pointwise* a) {
-  if (const int32_t status = check("depthwise_pointwise_forward", a)) return status;
-  PN_REQUIRE(a->y, "depthwise_pointwise_forward: y must not be null");
-  const Shape s(*a);
-  DepthwiseRow* kernel = select_row(s.kernel, s.stride, s.dilation);
-  const int tile_rows = s.tile_rows(s.out_w, s.in_vectors);
-  const Ring ring_shape = input_ring(s, tile_rows);
-  const int64_t ring_size = ring_shape.floats(s.in_vectors);
+// A forward call: how it is tiled, and its packed weights.
+struct ForwardCall {
+  Shape s;
+  DepthwiseRow* kernel;
+  int tile_rows;
+  Ring ring;
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
-  const int64_t plane = (int64_t(tile_rows) * s.out_w + 16) * L;
-  const int64_t tile_size = plane * s.in_vectors;
-  const int64_t statistics_row = int64_t(s.out_vectors) * L;
-  const int64_t local_size = ring_size + tile_size + 2 * statistics_row;
+  int64_t plane;
+  int64_t ring_size, tile_size, statistics_row, depthwise_size;
+  float *depthwise, *pointwise;
 
-  const int64_t depthwise_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
-  float* depthwise_weights =
-      static_cast<float*>(context->shared.get(4 * (depthwise_size + s.in_channels * statistics_row)));
-  PN_REQUIRE_MEMORY(depthwise_weights);
-  float* pointwise_weights = depthwise_weights + depthwise_size;
-  pack_depthwise(s, a->depthwise, depthwise_weights);
-  pack_pointwise(a->pointwise, s.in_channels, s.out_channels, false, pointwise_weights);
-  for (int thread = 0; thread < context->pool.threads(); thread++)
-    PN_REQUIRE_MEMORY(context->local[thread].get(4 * local_size));
+  explicit ForwardCall(const pn_depthwise_pointwise& a) : s(a) {
+    kernel = select_row(s.kernel, s.stride, s.dilation);
+    tile_rows = s.tile_rows(s.out_w, s.in_vectors);
+    ring = input_ring(s, tile_rows);
+    plane = (int64_t(tile_rows) * s.out_w + 16) * L;
+    ring_size = ring.floats(s.in_vectors);
+    tile_size = plane * s.in_vectors;
+    statistics_row = int64_t(s.out_vectors) * L;
+    depthwise_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
+  }
+};
 
-  const int64_t images = int64_t(a->variants) * a->images;
-  const int threads = context->pool.threads();
-  parallel_for(context, images, [&](int64_t image, int thread) {
-    Ring ring = ring_shape;
-    ring.memory = static_cast<float*>(context->local[thread].get(4 * local_size));
-    float* tile = ring.memory + ring_size;
-    float *mean = tile + tile_size, *squares = mean + statistics_row;
-    const float* x = a->x + image * s.in_size();
-    const float* normalization =
-        a->x_normalization ? a->x_normalization + image / a->images * 4 * s.in_channels : nullptr;
-    float* y = a->y + image * s.out_size();
-    ring.clear_margins(s.in_vectors, s.grid_w);
-    int filled = 0;
-    for (int oy = 0; oy < s.out_h; oy += tile_rows) {
-      const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
-      for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
-      for (int row = oy; row < end; row++)
-        depthwise(s, ring, kernel, depthwise_weights, row, tile + int64_t(row - oy) * s.out_w * L, plane);
-      float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-      Ahead ahead[1] = {};
-      if (end < s.out_h)
-        ahead[0] = input_ahead(s, x, filled, min(end + tile_rows, s.out_h));
-      else if (image + threads < images)  // probably this thread's next task
-        ahead[0] = input_ahead(s, x + threads * s.in_size(), 0, tile_rows);
-      product(tile, plane, pixels, s.in_channels, pointwise_weights, s.out_vectors, ahead,
-              [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
-                const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
-                float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
-#pragma GCC unroll 16
-                for (int p = 0; p < P; p++, out += s.out_channels)
-                  if (p < count) {
-#pragma GCC unroll 4
-                    for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
-                    store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
-                  }
-                if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
-              });
-    }
-    if (a->statistics) {
-      float* statistics = a->statistics + image * 2 * s.out_channels;
-      for (int c = 0; c < s.out_channels; c += L) {
-        store_partial(statistics + c, load(mean + c), s.out_channels - c);
-        store_partial(statistics + s.out_channels + c, load(squares + c), s.out_channels - c);
-      }
-    }
-  });
+int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_depthwise_pointwise* a = static_cast<const pn_depthwise_pointwise*>(args);
+  if (const int32_t status = check(name, a)) return status;
+  PN_REQUIRE(a->y, "%s: y must not be null", name);
+  const ForwardCall call(*a);
+  *needs = {a->images,
+            a->variants,
+            false,
+            kPlanBytes<ForwardCall> + 4 * (call.depthwise_size + a->in_channels * call.statistics_row),
+            4 * (call.ring_size + call.tile_size + 2 * call.statistics_row),
+            0};
   return PN_OK;
 }
 
-namespace {
+void prepare_forward(const void* args, void* shared) {
+  const pn_depthwise_pointwise& a = *static_cast<const pn_depthwise_pointwise*>(args);
+  ForwardCall& call = *static_cast<ForwardCall*>(shared);
+  call = ForwardCall(a);
+  call.depthwise = after_plan<ForwardCall>(shared);
+  call.pointwise = call.depthwise + call.depthwise_size;
+  pack_depthwise(call.s, a.depthwise, call.depthwise);
+  pack_pointwise(a.pointwise, a.in_channels, a.out_channels, false, call.pointwise);
+}
+
+void forward_reads_first(const void* args, const void* shared, int64_t image, Ahead* next) {
+  const ForwardCall& call = *static_cast<const ForwardCall*>(shared);
+  const pn_depthwise_pointwise& a = *static_cast<const pn_depthwise_pointwise*>(args);
+  next[0] = input_ahead(call.s, a.x + image * call.s.in_size(), 0, call.tile_rows);
+}
+
+void forward_image(const CallImage& run) {
+  const pn_depthwise_pointwise* a = static_cast<const pn_depthwise_pointwise*>(run.args);
+  const ForwardCall& call = *static_cast<const ForwardCall*>(run.shared);
+  const Shape& s = call.s;
+  const int64_t image = run.image, plane = call.plane;
+  const int tile_rows = call.tile_rows;
+  Ring ring = call.ring;
+  ring.memory = static_cast<float*>(run.local);
+  float* tile = ring.memory + call.ring_size;
+  float *mean = tile + call.tile_size, *squares = mean + call.statistics_row;
+  const float* x = a->x + image * s.in_size();
+  const float* normalization =
+      a->x_normalization ? a->x_normalization + image / a->images * 4 * s.in_channels : nullptr;
+  float* y = a->y + image * s.out_size();
+  ring.clear_margins(s.in_vectors, s.grid_w);
+  int filled = 0;
+  for (int oy = 0; oy < s.out_h; oy += tile_rows) {
+    const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
+    for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
+    for (int row = oy; row < end; row++)
+      depthwise(s, ring, call.kernel, call.depthwise, row, tile + int64_t(row - oy) * s.out_w * L, plane);
+    float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
+    Ahead ahead[1] = {end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0]};
+    product(tile, plane, pixels, s.in_channels, call.pointwise, s.out_vectors, ahead,
+            [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+              const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
+              float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
+#pragma GCC unroll 16
+              for (int p = 0; p < P; p++, out += s.out_channels)
+                if (p < count) {
+#pragma GCC unroll 4
+                  for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
+                  store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
+                }
+              if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
+            });
+  }
+  if (a->statistics) {
+    float* statistics = a->statistics + image * 2 * s.out_channels;
+    for (int c = 0; c < s.out_channels; c += L) {
+      store_partial(statistics + c, load(mean + c), s.out_channels - c);
+      store_partial(statistics + s.out_channels + c, load(squares + c), s.out_channels - c);
+    }
+  }
+}
 
 // The gradient with respect to the grid as depthwise products over dz: grid coordinate u - padding with u = stride * t
 // + phase gets sum over m of dz[t - m * dilation] * weights[phase + m * stride]: one product for every phase of rows
@@ -640,8 +654,8 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
   }
 }
 
-// What a backward call computes, and the memory it needs for that.
-struct BackwardPlan {
+// What a backward call computes, the memory it needs for that, and its packed weights.
+struct BackwardCall {
   Shape s;
   bool want_dx, want_depthwise, want_pointwise;
   int tile_rows, row_pixels;
@@ -655,8 +669,10 @@ struct BackwardPlan {
   int64_t unwanted_size;  // a row of dx that nobody asked for (only its sums)
   int64_t local_size;
   int64_t taps_size, matrix_size;  // gradients of one group
+  int64_t kernel_size, transposed_size;
+  float *depthwise, *flipped, *transposed, *partial_sums;
 
-  explicit BackwardPlan(const pn_depthwise_pointwise& a)
+  explicit BackwardCall(const pn_depthwise_pointwise& a)
       : s(a), columns{phase_of(s, 0, s.grid_w), phase_of(s, s.stride - 1, s.grid_w)} {
     want_dx = a.dx || a.gradient_sums;
     want_depthwise = a.d_depthwise;
@@ -688,17 +704,19 @@ struct BackwardPlan {
     local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size + unwanted_size;
     taps_size = want_depthwise ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
     matrix_size = want_pointwise ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
+    kernel_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
+    transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
   }
-};
-
-struct BackwardWeights {
-  const float *depthwise, *flipped, *transposed;
+  int gradient_rows() const {
+    return (want_depthwise ? s.kernel * s.kernel : 0) + (want_pointwise ? s.in_channels : 0);
+  }
+  int64_t gradient_size() const { return taps_size + matrix_size; }
 };
 
 // Rows of dx from `row` on as far as the dz rows before `end` allow; returns the first row not done.
-int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights, int64_t image,
-            int row, int end, const Ring& dz, float* contribution, float* sums, const float* normalization) {
-  const Shape& s = plan.s;
+int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t image, int row, int end, const Ring& dz,
+            float* contribution, float* sums, const float* normalization) {
+  const Shape& s = call.s;
   for (; row < s.height; row++) {
     const bool on_grid = row % s.step == 0;
     const int u = row / s.step + s.padding, t = u / s.stride, r = u % s.stride;
@@ -706,65 +724,80 @@ int emit_dx(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const Bac
     const int row_taps = (s.kernel - r + s.stride - 1) / s.stride;
     const TapRows taps(dz, t - (row_taps - 1) * s.dilation, row_taps, s.dilation, s.out_h);
     for (int v = 0; v < s.in_vectors; v++) {
-      const float* w = weights.flipped + int64_t(v) * s.kernel * s.kernel * L;
+      const float* w = call.flipped + int64_t(v) * s.kernel * s.kernel * L;
       for (int q = 0; q < s.stride && on_grid; q++) {
-        const Phase& c = plan.columns[q];
+        const Phase& c = call.columns[q];
         const int first_tap = r == 0 ? 0 : (s.kernel + 1) / 2;
-        plan.backward[q](dz.memory + v * dz.plane() + (dz.left + c.t - (c.taps - 1) * s.dilation) * L, taps.offsets,
+        call.backward[q](dz.memory + v * dz.plane() + (dz.left + c.t - (c.taps - 1) * s.dilation) * L, taps.offsets,
                          taps.count, w + (first_tap + taps.first) * c.taps * L, contribution + c.first * s.step * L,
                          s.stride * s.step, c.count);
         w += s.kernel * c.taps * L;
       }
       if (!on_grid)
         for (int i = 0; i < s.width; i++) store(contribution + i * L, vec{});
-      float* unwanted = sums + plan.sums_size;
+      float* unwanted = sums + call.sums_size;
       const int64_t offset = image * s.in_size() + int64_t(row) * s.width * s.in_channels + v * L;
-      plan.finish(contribution, a.x + offset, a.dx ? a.dx + offset : unwanted + v * L, s.width, s.in_channels,
+      call.finish(contribution, a.x + offset, a.dx ? a.dx + offset : unwanted + v * L, s.width, s.in_channels,
                   min(L, s.in_channels - v * L), normalization + v * 4 * L, sums + v * 2 * L);
     }
   }
   return row;
 }
 
-void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, const BackwardWeights& weights,
-                    int64_t image, int64_t next_image, float* memory, float* d_depthwise, float* d_pointwise) {
-  const Shape& s = plan.s;
+// What the tile that begins with output row oy reads: g, y and the rows of x that tiles before it have not read.
+void tile_reads(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t image, int oy, Ahead* ahead) {
+  const Shape& s = call.s;
+  const int end = min(oy + call.tile_rows, s.out_h);
+  const int64_t offset = image * s.out_size() + int64_t(oy) * s.out_w * s.out_channels;
+  const int64_t size = int64_t(end - oy) * s.out_w * s.out_channels;
+  ahead[0] = {a.g + offset, a.g + offset + size};
+  ahead[1] = a.coefficients ? Ahead{a.y + offset, a.y + offset + size} : Ahead{};
+  ahead[2] = call.x_size ? input_ahead(s, a.x + image * s.in_size(), oy == 0 ? 0 : input_end(s, oy), end) : Ahead{};
+}
+
+void backward_reads_first(const void* args, const void* shared, int64_t image, Ahead* next) {
+  tile_reads(*static_cast<const BackwardCall*>(shared), *static_cast<const pn_depthwise_pointwise*>(args), image, 0,
+             next);
+}
+
+void backward_image(const CallImage& run) {
+  const pn_depthwise_pointwise& a = *static_cast<const pn_depthwise_pointwise*>(run.args);
+  const BackwardCall& call = *static_cast<const BackwardCall*>(run.shared);
+  const Shape& s = call.s;
+  const int64_t image = run.image;
+  float* memory = static_cast<float*>(run.local);
+  float* d_depthwise = call.partial_sums + run.group * call.gradient_size();
+  float* d_pointwise = d_depthwise + call.taps_size;
+  if (run.begins_group)
+    for (int64_t i = 0; i < call.gradient_size(); i += L) store(d_depthwise + i, vec{});
   const int kernel_taps = s.kernel * s.kernel;
   float* dy = memory;
-  float* z = dy + plan.dy_size;
-  Ring x = plan.x_ring, dz = plan.dz_ring;
-  x.memory = z + plan.z_size;
-  dz.memory = x.memory + plan.x_size;
-  float* contribution = dz.memory + plan.dz_size;
-  float* sums = contribution + plan.contribution_size;
+  float* z = dy + call.dy_size;
+  Ring x = call.x_ring, dz = call.dz_ring;
+  x.memory = z + call.z_size;
+  dz.memory = x.memory + call.x_size;
+  float* contribution = dz.memory + call.dz_size;
+  float* sums = contribution + call.contribution_size;
   float* normalization = sums + s.in_vectors * 2 * L;
-  if (plan.x_size) x.clear_margins(s.in_vectors, s.grid_w);
-  if (plan.dz_size) dz.clear_margins(s.in_vectors, plan.row_pixels);
-  for (int64_t i = 0; i < plan.contribution_size + plan.sums_size; i += L) store(contribution + i, vec{});
-  if (plan.want_dx && a.x_normalization)
+  if (call.x_size) x.clear_margins(s.in_vectors, s.grid_w);
+  if (call.dz_size) dz.clear_margins(s.in_vectors, call.row_pixels);
+  for (int64_t i = 0; i < call.contribution_size + call.sums_size; i += L) store(contribution + i, vec{});
+  if (call.want_dx && a.x_normalization)
     for (int v = 0; v < s.in_vectors; v++)
       for (int i = 0; i < 4; i++)
         store(normalization + (v * 4 + i) * L,
               load_partial(a.x_normalization + i * s.in_channels + v * L, min(L, s.in_channels - v * L)));
 
   int filled = 0, emitted = 0;
-  for (int oy = 0; oy < s.out_h; oy += plan.tile_rows) {
-    const int end = min(oy + plan.tile_rows, s.out_h), rows = end - oy;
-    load_gradient(s, a, image, oy, end, plan.row_pixels, dy, plan.plane);
-    const bool last = end == s.out_h;
-    Ahead ahead[3] = {};
-    if (const int64_t next = last ? next_image : image; next < a.images) {
-      const int begin = last ? 0 : end, next_end = min(begin + plan.tile_rows, s.out_h);
-      const int64_t offset = next * s.out_size() + int64_t(begin) * s.out_w * s.out_channels;
-      const int64_t size = int64_t(next_end - begin) * s.out_w * s.out_channels;
-      ahead[0] = {a.g + offset, a.g + offset + size};
-      if (a.coefficients) ahead[1] = {a.y + offset, a.y + offset + size};
-      if (plan.x_size) ahead[2] = input_ahead(s, a.x + next * s.in_size(), last ? 0 : input_end(s, end), next_end);
-    }
-    if (plan.dz_size)
+  for (int oy = 0; oy < s.out_h; oy += call.tile_rows) {
+    const int end = min(oy + call.tile_rows, s.out_h), rows = end - oy;
+    load_gradient(s, a, image, oy, end, call.row_pixels, dy, call.plane);
+    Ahead ahead[3] = {run.next[0], run.next[1], run.next[2]};
+    if (end < s.out_h) tile_reads(call, a, image, end, ahead);
+    if (call.dz_size)
       for (int row = oy; row < end; row++)
-        product(dy + int64_t(row - oy) * plan.row_pixels * L, plan.plane, plan.row_pixels, s.out_channels,
-                weights.transposed, s.in_vectors, ahead,
+        product(dy + int64_t(row - oy) * call.row_pixels * L, call.plane, call.row_pixels, s.out_channels,
+                call.transposed, s.in_vectors, ahead,
                 [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
                   float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
 #pragma GCC unroll 16
@@ -772,16 +805,16 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
                 });
-    if (plan.x_size)
+    if (call.x_size)
       for (const int needed = input_end(s, end); filled < needed; filled++)
         fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
-    if (plan.want_pointwise) {
+    if (call.want_pointwise) {
       for (int row = oy; row < end; row++)
-        depthwise(s, x, plan.forward, weights.depthwise, row, z + int64_t(row - oy) * plan.row_pixels * L, plan.plane);
-      product_gradient(z, plan.plane, dy, plan.plane, rows * plan.row_pixels, s.in_channels, s.out_vectors,
+        depthwise(s, x, call.forward, call.depthwise, row, z + int64_t(row - oy) * call.row_pixels * L, call.plane);
+      product_gradient(z, call.plane, dy, call.plane, rows * call.row_pixels, s.in_channels, s.out_vectors,
                        d_pointwise);
     }
-    if (plan.want_depthwise)
+    if (call.want_depthwise)
       for (int k = 0; k < s.kernel; k++) {
         int64_t x_offsets[64], dz_offsets[64];  // a long tile takes several rounds
         for (int row = oy; row < end;) {
@@ -793,11 +826,11 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
             dz_offsets[count++] = dz.offset(row);
           }
           for (int v = 0; v < s.in_vectors; v++)
-            plan.gradient(x.memory + v * x.plane(), x_offsets, dz.memory + v * dz.plane() + dz.left * L, dz_offsets,
+            call.gradient(x.memory + v * x.plane(), x_offsets, dz.memory + v * dz.plane() + dz.left * L, dz_offsets,
                           count, s.out_w, d_depthwise + (v * kernel_taps + k * s.kernel) * L);
         }
       }
-    if (plan.want_dx) emitted = emit_dx(plan, a, weights, image, emitted, end, dz, contribution, sums, normalization);
+    if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
   if (a.gradient_sums)
     for (int v = 0; v < s.in_vectors; v++)
@@ -806,71 +839,68 @@ void backward_image(const BackwardPlan& plan, const pn_depthwise_pointwise& a, c
                       s.in_channels - v * L);
 }
 
-}  // namespace
-
-int32_t depthwise_pointwise_backward(pn_context* context, const pn_depthwise_pointwise* a) {
-  constexpr const char* name = "depthwise_pointwise_backward";
+int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_depthwise_pointwise* a = static_cast<const pn_depthwise_pointwise*>(args);
   if (const int32_t status = check(name, a)) return status;
   PN_REQUIRE(a->variants == 1, "%s: there must be one variant, not %d", name, a->variants);
   PN_REQUIRE(a->g, "%s: g must not be null", name);
   PN_REQUIRE(!a->coefficients || a->y, "%s: coefficients need y, which is null", name);
   PN_REQUIRE(!a->gradient_sums || a->x_normalization, "%s: gradient_sums need x_normalization, which is null", name);
-  const BackwardPlan plan(*a);
-  const Shape& s = plan.s;
-  const int64_t gradient_size = plan.taps_size + plan.matrix_size;
-  if (!plan.want_dx && gradient_size == 0) return PN_OK;
-
-  const int groups = gradient_size ? min(a->images, kGroups) : a->images;
-  const int64_t kernel_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
-  const int64_t transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
-  float* depthwise_weights = static_cast<float*>(
-      context->shared.get(4 * (2 * kernel_size + transposed_size + (gradient_size ? groups * gradient_size : 0))));
-  PN_REQUIRE_MEMORY(depthwise_weights);
-  float* flipped = depthwise_weights + kernel_size;
-  float* transposed = flipped + kernel_size;
-  float* partial = transposed + transposed_size;
-  pack_depthwise(s, a->depthwise, depthwise_weights);
-  pack_flipped(s, a->depthwise, flipped);
-  pack_pointwise(a->pointwise, s.out_channels, s.in_channels, true, transposed);
-  const BackwardWeights weights{depthwise_weights, flipped, transposed};
-  for (int thread = 0; thread < context->pool.threads(); thread++)
-    PN_REQUIRE_MEMORY(context->local[thread].get(4 * plan.local_size));
-
-  parallel_for(context, groups, [&](int64_t group, int thread) {
-    float* memory = static_cast<float*>(context->local[thread].get(4 * plan.local_size));
-    float* gradient = partial + group * gradient_size;
-    for (int64_t i = 0; i < gradient_size; i += L) store(gradient + i, vec{});
-    const int64_t end = (group + 1) * a->images / groups;
-    const int64_t next_group = (group + context->pool.threads()) * a->images / groups;  // probably this thread's
-    for (int64_t image = group * a->images / groups; image < end; image++)
-      backward_image(plan, *a, weights, image, image + 1 < end ? image + 1 : next_group, memory, gradient,
-                     gradient + plan.taps_size);
-  });
-  if (gradient_size == 0) return PN_OK;
-
-  const int kernel_taps = s.kernel * s.kernel;
-  const int64_t taps = plan.want_depthwise ? kernel_taps : 0;
-  parallel_for(context, taps + (plan.want_pointwise ? s.in_channels : 0), [&](int64_t row, int) {
-    const auto sum_groups = [&](const float* from, float* to, int n) {
-      vec sum = vec{};
-      for (int g = 0; g < groups; g++) sum += load(from + g * gradient_size);
-      store_partial(to, sum, n);
-    };
-    if (row < taps) {
-      for (int v = 0; v < s.in_vectors; v++)
-        sum_groups(partial + (v * kernel_taps + row) * L, a->d_depthwise + row * s.in_channels + v * L,
-                   s.in_channels - v * L);
-      return;
-    }
-    row -= taps;
-    for_blocks(s.out_vectors, [&](auto width, int v0) {
-      constexpr int V = decltype(width)::value;
-      for (int v = 0; v < V; v++)
-        sum_groups(partial + plan.taps_size + (int64_t(v0) * s.in_vectors * L + row * V + v) * L,
-                   a->d_pointwise + row * s.out_channels + (v0 + v) * L, s.out_channels - (v0 + v) * L);
-    });
-  });
+  const BackwardCall call(*a);
+  const int64_t partial_size = min(a->images, kPartialSums) * call.gradient_size();
+  *needs = {
+      a->images,           call.want_dx || partial_size ? 1 : 0,
+      partial_size > 0,    kPlanBytes<BackwardCall> + 4 * (2 * call.kernel_size + call.transposed_size + partial_size),
+      4 * call.local_size, call.gradient_rows()};
   return PN_OK;
 }
+
+void prepare_backward(const void* args, void* shared) {
+  const pn_depthwise_pointwise& a = *static_cast<const pn_depthwise_pointwise*>(args);
+  BackwardCall& call = *static_cast<BackwardCall*>(shared);
+  call = BackwardCall(a);
+  call.depthwise = after_plan<BackwardCall>(shared);
+  call.flipped = call.depthwise + call.kernel_size;
+  call.transposed = call.flipped + call.kernel_size;
+  call.partial_sums = call.transposed + call.transposed_size;
+  pack_depthwise(call.s, a.depthwise, call.depthwise);
+  pack_flipped(call.s, a.depthwise, call.flipped);
+  pack_pointwise(a.pointwise, a.out_channels, a.in_channels, true, call.transposed);
+}
+
+// Adds up the groups' gradients of one depthwise tap, or of one input channel of the pointwise weights.
+void finish_gradient_row(const void* args, const void* shared, int64_t row) {
+  const pn_depthwise_pointwise& a = *static_cast<const pn_depthwise_pointwise*>(args);
+  const BackwardCall& call = *static_cast<const BackwardCall*>(shared);
+  const Shape& s = call.s;
+  const int kernel_taps = s.kernel * s.kernel, groups = min(a.images, kPartialSums);
+  const auto sum_groups = [&](const float* from, float* to, int n) {
+    vec sum = vec{};
+    for (int g = 0; g < groups; g++) sum += load(from + g * call.gradient_size());
+    store_partial(to, sum, n);
+  };
+  const int64_t taps = call.want_depthwise ? kernel_taps : 0;
+  if (row < taps) {
+    for (int v = 0; v < s.in_vectors; v++)
+      sum_groups(call.partial_sums + (v * kernel_taps + row) * L, a.d_depthwise + row * s.in_channels + v * L,
+                 s.in_channels - v * L);
+    return;
+  }
+  row -= taps;
+  for_blocks(s.out_vectors, [&](auto width, int v0) {
+    constexpr int V = decltype(width)::value;
+    for (int v = 0; v < V; v++)
+      sum_groups(call.partial_sums + call.taps_size + (int64_t(v0) * s.in_vectors * L + row * V + v) * L,
+                 a.d_pointwise + row * s.out_channels + (v0 + v) * L, s.out_channels - (v0 + v) * L);
+  });
+}
+
+}  // namespace
+
+const GroupKernel depthwise_pointwise_forward_kernel = {
+    "depthwise_pointwise_forward", check_forward, prepare_forward, forward_image, forward_reads_first, nullptr};
+const GroupKernel depthwise_pointwise_backward_kernel = {
+    "depthwise_pointwise_backward", check_backward,     prepare_backward, backward_image,
+    backward_reads_first,           finish_gradient_row};
 
 }  // namespace pn::PN_NAMESPACE

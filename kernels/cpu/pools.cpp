@@ -5,8 +5,7 @@
 // value gives the first maximum in row-major order. Rows are flat arrays of pixels * channels wherever neighbours are a
 // constant distance apart, so that any channel count fills the vectors. Backward walks along an output row, with the
 // shares of the input pixels that later windows also contain in registers, and adds them to the three input rows.
-#include "cpu/context.h"
-#include "cpu/simd.h"
+#include "cpu/group.h"
 
 namespace pn::PN_NAMESPACE {
 
@@ -289,58 +288,52 @@ int32_t check(const pn_pool* a, const char* name) {
   return PN_OK;
 }
 
-// Gets every thread's row buffers, before any output is written.
-int32_t reserve(pn_context* context, int64_t bytes, const char* name) {
-  for (int thread = 0; thread < context->pool.threads(); thread++)
-    if (!context->local[thread].get(bytes)) return fail(PN_OUT_OF_MEMORY, "%s: no memory for the row buffers", name);
-  return PN_OK;
-}
+int64_t row_bytes(const pn_pool* a) { return Rows::bytes(int64_t(out_extent(a->width, a->stride)) * a->channels); }
 
-template <bool Max>
-int32_t forward(pn_context* context, const pn_pool* a, const char* name) {
+int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_pool* a = static_cast<const pn_pool*>(args);
   if (const int32_t status = check(a, name)) return status;
   PN_REQUIRE(a->x && a->y, "%s: x or y is null", name);
-  const int64_t out_row = int64_t(out_extent(a->width, a->stride)) * a->channels;
-  if (const int32_t status = reserve(context, Rows::bytes(out_row), name)) return status;
-  parallel_for(context, int64_t(a->variants) * a->images, [&](int64_t image, int thread) {
-    const Rows rows(context->local[thread].get(Rows::bytes(out_row)), out_row);
-    if (Max && a->argmax)
-      forward_image<Max, Max>(a, image, rows);
-    else
-      forward_image<Max, false>(a, image, rows);
-  });
+  *needs = {a->images, a->variants, false, 0, row_bytes(a), 0};
   return PN_OK;
 }
 
 template <bool Max>
-int32_t backward(pn_context* context, const pn_pool* a, const char* name) {
+void run_forward(const CallImage& run) {
+  const pn_pool* a = static_cast<const pn_pool*>(run.args);
+  const Rows rows(run.local, int64_t(out_extent(a->width, a->stride)) * a->channels);
+  if (Max && a->argmax)
+    forward_image<Max, Max>(a, run.image, rows);
+  else
+    forward_image<Max, false>(a, run.image, rows);
+}
+
+template <bool Max>
+int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_pool* a = static_cast<const pn_pool*>(args);
   if (const int32_t status = check(a, name)) return status;
   PN_REQUIRE(a->variants == 1, "%s: takes one variant, not %d", name, a->variants);
   PN_REQUIRE(a->g, "%s: g is null", name);
   PN_REQUIRE(!Max || a->argmax, "%s: argmax is null", name);
   PN_REQUIRE(!a->coefficients || a->y, "%s: y is null, but the gradient's coefficients need it", name);
-  if (!a->dx) return PN_OK;
-  const int64_t bytes = int64_t(a->width) * a->channels * 4;
-  if (const int32_t status = reserve(context, bytes, name)) return status;
-  parallel_for(context, a->images, [&](int64_t image, int thread) {
-    backward_image<Max>(a, image, static_cast<float*>(context->local[thread].get(bytes)));
-  });
+  *needs = {a->images, a->dx ? 1 : 0, false, 0, int64_t(a->width) * a->channels * 4, 0};
   return PN_OK;
+}
+
+template <bool Max>
+void run_backward(const CallImage& run) {
+  backward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<float*>(run.local));
 }
 
 }  // namespace
 
-int32_t max_pool_3x3_forward(pn_context* context, const pn_pool* a) {
-  return forward<true>(context, a, "max_pool_3x3_forward");
-}
-int32_t max_pool_3x3_backward(pn_context* context, const pn_pool* a) {
-  return backward<true>(context, a, "max_pool_3x3_backward");
-}
-int32_t avg_pool_3x3_forward(pn_context* context, const pn_pool* a) {
-  return forward<false>(context, a, "avg_pool_3x3_forward");
-}
-int32_t avg_pool_3x3_backward(pn_context* context, const pn_pool* a) {
-  return backward<false>(context, a, "avg_pool_3x3_backward");
-}
+const GroupKernel max_pool_3x3_forward_kernel = {"max_pool_3x3_forward", check_forward, nullptr,
+                                                 run_forward<true>,      nullptr,       nullptr};
+const GroupKernel max_pool_3x3_backward_kernel = {
+    "max_pool_3x3_backward", check_backward<true>, nullptr, run_backward<true>, nullptr, nullptr};
+const GroupKernel avg_pool_3x3_forward_kernel = {"avg_pool_3x3_forward", check_forward, nullptr,
+                                                 run_forward<false>,     nullptr,       nullptr};
+const GroupKernel avg_pool_3x3_backward_kernel = {
+    "avg_pool_3x3_backward", check_backward<false>, nullptr, run_backward<false>, nullptr, nullptr};
 
 }  // namespace pn::PN_NAMESPACE

@@ -1,8 +1,9 @@
 // The worker threads. Kernels are short (tens of microseconds to milliseconds) and follow one another closely, so an
 // idle worker spins for a moment before it sleeps; the moment is short enough that a busy machine loses almost nothing
-// to it.
+// to it. Every worker has its own starting signal, so that a run with few tasks neither wakes nor waits for all.
 #include <stdlib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -37,12 +38,18 @@ void wait_change(std::atomic<uint32_t>& value, uint32_t old) {
   value.wait(old, std::memory_order_acquire);
 }
 
+struct alignas(64) Signal {
+  std::atomic<uint32_t> runs{0};  // that the worker was to take part in
+};
+
 }  // namespace
 
 struct ThreadPool::State {
+  explicit State(int threads) : signals(size_t(threads)) {}
+
   std::vector<std::thread> workers;
-  std::atomic<uint32_t> generation{0};
-  std::atomic<uint32_t> active{0};  // workers that have not finished the current generation
+  std::vector<Signal> signals;      // of every thread; the first is not used
+  std::atomic<uint32_t> active{0};  // workers that have not finished the current run
   std::atomic<int64_t> next{0};
   std::atomic<bool> stop{false};
   int64_t tasks = 0;
@@ -56,16 +63,20 @@ struct ThreadPool::State {
       function(argument, task, thread);
     }
   }
+
+  void start(int thread) {
+    signals[size_t(thread)].runs.fetch_add(1, std::memory_order_release);
+    signals[size_t(thread)].runs.notify_one();
+  }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), state_(new State) {
+ThreadPool::ThreadPool(int threads) : threads_(threads), state_(new State(threads)) {
   for (int thread = 1; thread < threads; thread++) {
     state_->workers.emplace_back([state = state_, thread] {
       FlushDenormals flush;
       uint32_t seen = 0;
       for (;;) {
-        wait_change(state->generation, seen);
-        seen = state->generation.load(std::memory_order_acquire);
+        wait_change(state->signals[size_t(thread)].runs, seen++);
         if (state->stop.load(std::memory_order_acquire)) return;
         state->work(thread);
         if (state->active.fetch_sub(1, std::memory_order_acq_rel) == 1) state->active.notify_all();
@@ -76,8 +87,7 @@ ThreadPool::ThreadPool(int threads) : threads_(threads), state_(new State) {
 
 ThreadPool::~ThreadPool() {
   state_->stop = true;
-  state_->generation.fetch_add(1);
-  state_->generation.notify_all();
+  for (int thread = 1; thread < threads_; thread++) state_->start(thread);
   for (auto& worker : state_->workers) worker.join();
   delete state_;
 }
@@ -92,9 +102,9 @@ void ThreadPool::run(int64_t tasks, void (*function)(void*, int64_t, int), void*
   s.function = function;
   s.argument = argument;
   s.next.store(0, std::memory_order_relaxed);
-  s.active.store(uint32_t(threads_ - 1), std::memory_order_relaxed);
-  s.generation.fetch_add(1, std::memory_order_acq_rel);
-  s.generation.notify_all();
+  const int participants = int(std::min<int64_t>(tasks, threads_));
+  s.active.store(uint32_t(participants - 1), std::memory_order_relaxed);
+  for (int thread = 1; thread < participants; thread++) s.start(thread);
   s.work(0);
   for (uint32_t active; (active = s.active.load(std::memory_order_acquire)) != 0;) wait_change(s.active, active);
 }

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using PerturbNas.Backends;
 using PerturbNas.Backends.Planning;
 using PerturbNas.Tensors;
@@ -32,6 +33,12 @@ public abstract class Operator
     /// <summary>The operator's name, the same as in kernels/.</summary>
     public abstract string Name { get; }
 
+    /// <summary>How many other operators of the same node must have run before: operators of one wave do not need one another.</summary>
+    internal int Wave { get; init; }
+
+    /// <summary>Whether forward and backward are kernels that work image by image (see <see cref="Backend.BeginGroup"/>).</summary>
+    internal virtual bool IsPerImage => false;
+
     public abstract void Forward(Backend backend);
 
     /// <summary>
@@ -65,6 +72,7 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
 {
     private const long Alignment = 64;
     private readonly List<Operator> _operators = [];
+    private readonly List<Range> _groups = [];
     private readonly List<Block> _blocks = [];
 
     public Backend Backend => backend;
@@ -91,26 +99,56 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
         return block;
     }
 
-    internal void Record(Operator operation) => _operators.Add(operation);
+    internal void Record(Operator operation)
+    {
+        _groups.Add(new Range(_operators.Count, _operators.Count + 1));
+        _operators.Add(operation);
+    }
+
+    /// <summary>
+    /// Records the operators of a node's incoming edges and brings them into waves, each of which is run as one group: all edges' first
+    /// convolutions and pools, their batch norms, the second convolutions, their batch norms.
+    /// </summary>
+    internal void RecordInWaves(Action record)
+    {
+        var (first, firstGroup) = (_operators.Count, _groups.Count);
+        record();
+        // What does not work image by image comes first, so that it does not cut the wave's group in two.
+        var ordered = _operators.Skip(first).OrderBy(operation => operation.Wave).ThenBy(operation => operation.IsPerImage).ToList();
+        _operators.RemoveRange(first, _operators.Count - first);
+        _groups.RemoveRange(firstGroup, _groups.Count - firstGroup);
+        _operators.AddRange(ordered);
+        for (var start = 0; start < ordered.Count;)
+        {
+            var end = start;
+            while (end < ordered.Count && ordered[end].Wave == ordered[start].Wave)
+                end++;
+            _groups.Add(new Range(first + start, first + end));
+            start = end;
+        }
+    }
 
     /// <summary>Closes the recording: plans the backward pass and lays the blocks out. <paramref name="inputs"/> are written before Forward.</summary>
     public void Plan(params ReadOnlySpan<Block> inputs)
     {
         foreach (var input in inputs)
             Use(input, 0);
-        var end = 2 * _operators.Count;
-        for (var i = 0; i < _operators.Count; i++)
-            foreach (var block in _operators[i].ForwardBlocks())
-                Use(block, i);
-        if (options.AnyGradients)
+        // The operators of a group run side by side: a block that one of them uses is taken for the whole group.
+        var end = 2 * _groups.Count;
+        for (var group = 0; group < _groups.Count; group++)
+            foreach (var operation in OperatorsOf(_groups[group]))
+                foreach (var block in operation.ForwardBlocks())
+                    Use(block, group);
+        for (var group = _groups.Count - 1; group >= 0 && options.AnyGradients; group--)
         {
-            for (var i = _operators.Count - 1; i >= 0; i--)
+            var operators = OperatorsOf(_groups[group]);
+            for (var i = operators.Length - 1; i >= 0; i--)
             {
-                if (!_operators[i].NeedsBackward)
+                if (!operators[i].NeedsBackward)
                     continue;
-                _operators[i].PlanBackward(this);
-                foreach (var block in _operators[i].BackwardBlocks())
-                    Use(block, end - 1 - i);
+                operators[i].PlanBackward(this);
+                foreach (var block in operators[i].BackwardBlocks())
+                    Use(block, end - 1 - group);
             }
         }
         LayOut();
@@ -134,19 +172,30 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     public void Forward()
     {
         arena.Reserve(PlannedBytes);
-        foreach (var operation in _operators)
-            operation.Forward(backend);
+        foreach (var group in _groups)
+        {
+            backend.BeginGroup();
+            foreach (var operation in OperatorsOf(group))
+                operation.Forward(backend);
+            backend.EndGroup();
+        }
     }
 
     /// <summary>Gradients of the loss of the last <see cref="Forward"/>.</summary>
     public void Backward()
     {
-        for (var i = _operators.Count - 1; i >= 0; i--)
+        for (var group = _groups.Count - 1; group >= 0; group--)
         {
-            if (_operators[i].NeedsBackward)
-                _operators[i].Backward(backend);
+            var operators = OperatorsOf(_groups[group]);
+            backend.BeginGroup();
+            for (var i = operators.Length - 1; i >= 0; i--)
+                if (operators[i].NeedsBackward)
+                    operators[i].Backward(backend);
+            backend.EndGroup();
         }
     }
+
+    private ReadOnlySpan<Operator> OperatorsOf(Range group) => CollectionsMarshal.AsSpan(_operators)[group];
 
     /// <summary>The least that one operator of this tape has to do in one of the passes.</summary>
     public Cost CostOf(Operator operation, bool backward)

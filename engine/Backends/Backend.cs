@@ -38,6 +38,20 @@ public abstract class Backend : IDisposable
 
     public abstract void Copy(nint source, nint destination, long bytes);
 
+    /// <summary>
+    /// Begins a group. Until <see cref="EndGroup"/>, kernels that work image by image (depthwise-pointwise, pools) may be put off and then run
+    /// together, one image through all of them, which keeps what they share in the cache; batch norm's backward waits for them. Any other kernel
+    /// first lets those run. Results are the same as without a group; none may be read before the group has ended.
+    /// </summary>
+    public virtual void BeginGroup()
+    {
+    }
+
+    /// <summary>Ends a group: everything issued in it has been run.</summary>
+    public virtual void EndGroup()
+    {
+    }
+
     public abstract void DepthwisePointwiseForward(in DepthwisePointwiseArgs a);
 
     public abstract void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a);

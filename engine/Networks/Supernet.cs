@@ -164,23 +164,27 @@ public sealed class Supernet : IDisposable
             var stride = _type == CellType.Reduction ? 2 : 1;
             var shape = sources[0].Shape.Strided(stride, sources[0].Shape.Channels) with { Variants = 1 };
             var table = _network.Table(_type);
-            for (var node = 0; node < CellTopology.Nodes; node++)
+            for (var i = 0; i < CellTopology.Nodes; i++)
             {
+                var node = i;
                 var terms = new List<Term>();
                 var varies = false;
-                for (var source = 0; source < CellTopology.EdgeCount(node); source++)
+                tape.RecordInWaves(() =>
                 {
-                    var edge = CellTopology.FirstEdge(node) + source;
-                    varies |= masks.Count > 1 && masks.Any(mask => mask.Edge == edge && mask.Cell == _type);
-                    for (var o = 0; o < table.Operations; o++)
+                    for (var source = 0; source < CellTopology.EdgeCount(node); source++)
                     {
-                        var state = states[_type, edge];
-                        if ((state != EdgeStates.Undecided && state != o) || masks.All(mask => mask.Covers(_type, edge, o)))
-                            continue;
-                        if (_operations[edge][o].Apply(tape, sources[source]) is { } value)
-                            terms.Add(new Term(value, edge * table.Operations + o));
+                        var edge = CellTopology.FirstEdge(node) + source;
+                        varies |= masks.Count > 1 && masks.Any(mask => mask.Edge == edge && mask.Cell == _type);
+                        for (var o = 0; o < table.Operations; o++)
+                        {
+                            var state = states[_type, edge];
+                            if ((state != EdgeStates.Undecided && state != o) || masks.All(mask => mask.Covers(_type, edge, o)))
+                                continue;
+                            if (_operations[edge][o].Apply(tape, sources[source]) is { } value)
+                                terms.Add(new Term(value, edge * table.Operations + o));
+                        }
                     }
-                }
+                });
                 var variants = varies ? masks.Count : terms.Count == 0 ? 1 : terms.Max(term => term.Value.Shape.Variants);
                 sources.Add(MixedSum.Apply(tape, shape with { Variants = variants }, terms, table));
             }

@@ -24,6 +24,7 @@ public sealed class BatchNorm : Operator
         _tensor = tensor;
         _parameters = parameters;
         _mode = tape.Options.BatchNorm;
+        Wave = tensor.Wave++;
         WantsGradient = tape.Options.WeightGradients;
         _normalization = tape.Allocate(4L * tensor.Shape.Variants * tensor.Shape.Channels);
         tensor.AttachNormalization(this, _normalization, _mode != BatchNormMode.Evaluation);

@@ -30,6 +30,7 @@ public sealed class Convolution : Operator
         var width = (x.Shape.Width + 2 * window.PaddingW - window.KernelW) / window.StrideW + 1;
         var shape = x.Shape with { Height = height, Width = width, Channels = outChannels };
         _y = Raw.Create(tape, shape, x.NeedsGradient || _weightGradient, normalized);
+        (Wave, _y.Wave) = (x.Wave, x.Wave + 1);
     }
 
     /// <param name="normalized">Whether a batch norm follows (statistics are gathered), or another convolution.</param>

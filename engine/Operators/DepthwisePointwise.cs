@@ -24,6 +24,7 @@ public sealed class DepthwisePointwise : Operator
         (_x, _depthwise, _pointwise, _kernel, _stride, _dilation) = (x, depthwise, pointwise, kernel, stride, dilation);
         _weightGradient = tape.Options.WeightGradients;
         _y = Raw.Create(tape, x.Shape.Strided(stride, outChannels), x.NeedsGradient || _weightGradient);
+        (Wave, _y.Wave) = (x.Wave, x.Wave + 1);
     }
 
     public static Tensor Apply(Tape tape, Tensor x, Parameter depthwise, Parameter pointwise, int outChannels, int kernel, int stride,
@@ -35,6 +36,8 @@ public sealed class DepthwisePointwise : Operator
     }
 
     public override string Name => "depthwise_pointwise";
+
+    internal override bool IsPerImage => true;
 
     internal override bool NeedsBackward => _y.PendingG is not null;
 

@@ -26,6 +26,8 @@ public sealed class Pointwise : Operator
         var shape = parts[0].Shape with { Variants = parts.Max(part => part.Shape.Variants) };
         var needsGradient = _weightGradient || parts.Any(part => part.NeedsGradient);
         _y = Raw.Create(tape, shape.Strided(weights.Length, outChannels), needsGradient);
+        Wave = parts.Max(part => part.Wave);
+        _y.Wave = Wave + 1;
     }
 
     /// <summary>A 1x1 convolution of stride 1.</summary>

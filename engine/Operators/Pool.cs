@@ -18,6 +18,7 @@ public sealed class Pool : Operator
     {
         (_x, _max, _stride) = (x, max, stride);
         _y = Raw.Create(tape, x.Shape.Strided(stride, x.Shape.Channels), x.NeedsGradient, normalized);
+        (Wave, _y.Wave) = (x.Wave, x.Wave + 1);
         if (max && x.NeedsGradient)
             _argmax = tape.AllocateBytes(_y.Shape.Count);
     }
@@ -30,6 +31,8 @@ public sealed class Pool : Operator
     }
 
     public override string Name => _max ? "max_pool_3x3" : "avg_pool_3x3";
+
+    internal override bool IsPerImage => true;
 
     internal override bool NeedsBackward => _y.PendingG is not null;
 

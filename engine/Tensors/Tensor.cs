@@ -31,6 +31,9 @@ public sealed class Tensor
     /// <summary>The output has not been finished by its producer: normalisation and gradient are pending.</summary>
     public bool IsRaw { get; init; }
 
+    /// <summary>The first wave of a node's operators that can use this value (see <see cref="Operator.Wave"/>).</summary>
+    internal int Wave { get; set; }
+
     /// <summary>Gradient of a plain tensor, once a consumer has asked for it.</summary>
     public Block? Gradient { get; private set; }
 

@@ -29,6 +29,9 @@ public sealed unsafe class CpuBackend : Backend
 
     private readonly ContextHandle _context;
 
+    private readonly CallGroup _group = new();
+    private bool _grouping;
+
     // Bytes of the blocks that came from mmap.
     private readonly Dictionary<nint, long> _mapped = [];
 
@@ -121,56 +124,99 @@ public sealed unsafe class CpuBackend : Backend
     public override void Copy(nint source, nint destination, long bytes) =>
         Buffer.MemoryCopy((void*)source, (void*)destination, bytes, bytes);
 
-    public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a) => Check(NativeKernels.DepthwisePointwiseForward(_context, a));
+    public override void BeginGroup() => _grouping = true;
 
-    public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a) => Check(NativeKernels.DepthwisePointwiseBackward(_context, a));
+    public override void EndGroup()
+    {
+        _grouping = false;
+        _ = Ready();
+    }
 
-    public override void PointwiseForward(in PointwiseArgs a) => Check(NativeKernels.PointwiseForward(_context, a));
+    public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a) => Run(Kernel.DepthwisePointwiseForward, a);
 
-    public override void PointwiseBackward(in PointwiseArgs a) => Check(NativeKernels.PointwiseBackward(_context, a));
+    public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a) => Run(Kernel.DepthwisePointwiseBackward, a);
 
-    public override void ConvolutionForward(in ConvolutionArgs a) => Check(NativeKernels.ConvolutionForward(_context, a));
+    public override void PointwiseForward(in PointwiseArgs a) => Check(NativeKernels.PointwiseForward(Ready(), a));
 
-    public override void ConvolutionBackward(in ConvolutionArgs a) => Check(NativeKernels.ConvolutionBackward(_context, a));
+    public override void PointwiseBackward(in PointwiseArgs a) => Check(NativeKernels.PointwiseBackward(Ready(), a));
 
-    public override void MaxPoolForward(in PoolArgs a) => Check(NativeKernels.MaxPoolForward(_context, a));
+    public override void ConvolutionForward(in ConvolutionArgs a) => Check(NativeKernels.ConvolutionForward(Ready(), a));
 
-    public override void MaxPoolBackward(in PoolArgs a) => Check(NativeKernels.MaxPoolBackward(_context, a));
+    public override void ConvolutionBackward(in ConvolutionArgs a) => Check(NativeKernels.ConvolutionBackward(Ready(), a));
 
-    public override void AvgPoolForward(in PoolArgs a) => Check(NativeKernels.AvgPoolForward(_context, a));
+    public override void MaxPoolForward(in PoolArgs a) => Run(Kernel.MaxPoolForward, a);
 
-    public override void AvgPoolBackward(in PoolArgs a) => Check(NativeKernels.AvgPoolBackward(_context, a));
+    public override void MaxPoolBackward(in PoolArgs a) => Run(Kernel.MaxPoolBackward, a);
 
-    public override void BatchNormForward(in BatchNormForwardArgs a) => Check(NativeKernels.BatchNormForward(_context, a));
+    public override void AvgPoolForward(in PoolArgs a) => Run(Kernel.AvgPoolForward, a);
 
-    public override void BatchNormBackward(in BatchNormBackwardArgs a) => Check(NativeKernels.BatchNormBackward(_context, a));
+    public override void AvgPoolBackward(in PoolArgs a) => Run(Kernel.AvgPoolBackward, a);
 
-    public override void MixedSumForward(in MixedSumArgs a) => Check(NativeKernels.MixedSumForward(_context, a));
+    public override void BatchNormForward(in BatchNormForwardArgs a) => Check(NativeKernels.BatchNormForward(Ready(), a));
 
-    public override void MixedSumBackward(in MixedSumArgs a) => Check(NativeKernels.MixedSumBackward(_context, a));
+    public override void BatchNormBackward(in BatchNormBackwardArgs a)
+    {
+        if (_group.Count > 0)
+            _group.AddAfter(a);
+        else
+            Check(NativeKernels.BatchNormBackward(_context, a));
+    }
 
-    public override void ScaledCopy(in ScaledCopyArgs a) => Check(NativeKernels.ScaledCopy(_context, a));
+    public override void MixedSumForward(in MixedSumArgs a) => Check(NativeKernels.MixedSumForward(Ready(), a));
 
-    public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolForward(_context, a));
+    public override void MixedSumBackward(in MixedSumArgs a) => Check(NativeKernels.MixedSumBackward(Ready(), a));
 
-    public override void GlobalAveragePoolBackward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolBackward(_context, a));
+    public override void ScaledCopy(in ScaledCopyArgs a) => Check(NativeKernels.ScaledCopy(Ready(), a));
 
-    public override void LinearForward(in LinearArgs a) => Check(NativeKernels.LinearForward(_context, a));
+    public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolForward(Ready(), a));
 
-    public override void LinearBackward(in LinearArgs a) => Check(NativeKernels.LinearBackward(_context, a));
+    public override void GlobalAveragePoolBackward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolBackward(Ready(), a));
 
-    public override void SoftmaxCrossEntropy(in SoftmaxCrossEntropyArgs a) => Check(NativeKernels.SoftmaxCrossEntropy(_context, a));
+    public override void LinearForward(in LinearArgs a) => Check(NativeKernels.LinearForward(Ready(), a));
 
-    public override void SgdStep(in SgdArgs a) => Check(NativeKernels.SgdStep(_context, a));
+    public override void LinearBackward(in LinearArgs a) => Check(NativeKernels.LinearBackward(Ready(), a));
 
-    public override void AdamStep(in AdamArgs a) => Check(NativeKernels.AdamStep(_context, a));
+    public override void SoftmaxCrossEntropy(in SoftmaxCrossEntropyArgs a) => Check(NativeKernels.SoftmaxCrossEntropy(Ready(), a));
 
-    public override void NoiseNormal(in NoiseArgs a) => Check(NativeKernels.NoiseNormal(_context, a));
+    public override void SgdStep(in SgdArgs a) => Check(NativeKernels.SgdStep(Ready(), a));
+
+    public override void AdamStep(in AdamArgs a) => Check(NativeKernels.AdamStep(Ready(), a));
+
+    public override void NoiseNormal(in NoiseArgs a) => Check(NativeKernels.NoiseNormal(Ready(), a));
 
     protected override void Dispose(bool disposing)
     {
-        if (disposing)
-            _context.Dispose();
+        if (!disposing)
+            return;
+        _context.Dispose();
+        _group.Dispose();
+    }
+
+    /// <summary>Runs a call of a kernel that works image by image, or puts it off to the end of the group.</summary>
+    private void Run<T>(Kernel kernel, in T arguments)
+        where T : unmanaged
+    {
+        _group.Add(kernel, arguments);
+        if (!_grouping)
+            _ = Ready();
+    }
+
+    /// <summary>The context, after everything that was put off has been run.</summary>
+    private ContextHandle Ready()
+    {
+        if (_group.Count == 0)
+            return _context;
+        try
+        {
+            Check(NativeKernels.RunGroup(_context, _group.Calls, _group.Count));
+            foreach (ref readonly var after in _group.After)
+                Check(NativeKernels.BatchNormBackward(_context, after));
+        }
+        finally
+        {
+            _group.Clear();
+        }
+        return _context;
     }
 
     private static void Check(int status)

@@ -35,11 +35,8 @@ internal static partial class NativeKernels
     [LibraryImport(Library, EntryPoint = "pn_measure_limits")]
     internal static partial int MeasureLimits(ContextHandle context, out MachineLimits limits);
 
-    [LibraryImport(Library, EntryPoint = "pn_depthwise_pointwise_forward")]
-    internal static partial int DepthwisePointwiseForward(ContextHandle context, in DepthwisePointwiseArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_depthwise_pointwise_backward")]
-    internal static partial int DepthwisePointwiseBackward(ContextHandle context, in DepthwisePointwiseArgs a);
+    [LibraryImport(Library, EntryPoint = "pn_run_group")]
+    internal static partial int RunGroup(ContextHandle context, nint calls, int count);
 
     [LibraryImport(Library, EntryPoint = "pn_pointwise_forward")]
     internal static partial int PointwiseForward(ContextHandle context, in PointwiseArgs a);
@@ -52,18 +49,6 @@ internal static partial class NativeKernels
 
     [LibraryImport(Library, EntryPoint = "pn_convolution_backward")]
     internal static partial int ConvolutionBackward(ContextHandle context, in ConvolutionArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_max_pool_3x3_forward")]
-    internal static partial int MaxPoolForward(ContextHandle context, in PoolArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_max_pool_3x3_backward")]
-    internal static partial int MaxPoolBackward(ContextHandle context, in PoolArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_avg_pool_3x3_forward")]
-    internal static partial int AvgPoolForward(ContextHandle context, in PoolArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_avg_pool_3x3_backward")]
-    internal static partial int AvgPoolBackward(ContextHandle context, in PoolArgs a);
 
     [LibraryImport(Library, EntryPoint = "pn_batch_norm_forward")]
     internal static partial int BatchNormForward(ContextHandle context, in BatchNormForwardArgs a);

@@ -28,7 +28,7 @@ internal sealed class DataOptions : Options
     [Option("url", MetaValue = "URL", HelpText = "fetch: another place of the archive (by default the data set's authors).")]
     public string? Url { get; set; }
 
-    [Option("sha256", MetaValue = "HEX", HelpText = "fetch: the archive's SHA-256 (that of the authors' archive is known).")]
+    [Option("sha256", MetaValue = "HEX", HelpText = "fetch: the archive's SHA-256 (by default that of the authors' archive).")]
     public string? Sha256 { get; set; }
 
     public override void Validate()

@@ -30,7 +30,7 @@ internal static class QuickstartCommand
         var terminal = new Terminal(options);
         var configuration = Configuration(options);
         var resumed = RunDirectory.Exists(options.Out);
-        using var run = resumed ? RunDirectory.Open(options.Out) : RunDirectory.Create(options.Out);
+        using var run = resumed ? RunDirectory.OpenExisting(options.Out) : RunDirectory.Open(options.Out);
         using var experiment = resumed
             ? Experiment.Open(run, backend, kept => kept == configuration ? kept : throw new UserException(
                 $"'{options.Out}' holds another run than this quickstart would make; give another folder with --out."))

@@ -33,7 +33,7 @@ internal static class ScoreCommand
     public static void Run(ScoreOptions options, CancellationToken cancellation)
     {
         using var backend = new CpuBackend(options.Threads);
-        using var run = RunDirectory.Open(options.Run);
+        using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
         using var experiment = Experiment.Open(run, backend);
         using (var search = new SupernetSearch(experiment))

@@ -15,7 +15,7 @@ internal static class SearchCommand
     {
         using var backend = new CpuBackend(options.Threads);
         var resumed = options.Resume && RunDirectory.Exists(options.Out);
-        using var run = resumed ? RunDirectory.Open(options.Out) : RunDirectory.Create(options.Out);
+        using var run = resumed ? RunDirectory.OpenExisting(options.Out) : RunDirectory.Open(options.Out);
         var terminal = new Terminal(options);
         using var experiment = resumed
             ? Experiment.Open(run, backend, options.Resumed)

@@ -11,7 +11,7 @@ internal static class SelectCommand
     public static void Run(SelectOptions options, CancellationToken cancellation)
     {
         using var backend = new CpuBackend(options.Threads);
-        using var run = RunDirectory.Open(options.Run);
+        using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;
         if (options.Resume && resumed is null)

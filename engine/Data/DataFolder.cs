@@ -18,7 +18,12 @@ public static class DataFolder
         var fromEnvironment = Environment.GetEnvironmentVariable(Variable);
         if (!string.IsNullOrEmpty(fromEnvironment))
             return fromEnvironment;
-        for (var folder = new DirectoryInfo(AppContext.BaseDirectory); folder is not null; folder = folder.Parent)
+        return DefaultFrom(AppContext.BaseDirectory, Environment.CurrentDirectory);
+    }
+
+    internal static string? DefaultFrom(string programFolder, string currentFolder)
+    {
+        for (var folder = new DirectoryInfo(programFolder); folder is not null; folder = folder.Parent)
             if (File.Exists(Path.Combine(folder.FullName, "global.json")))
             {
                 var beside = Path.GetFullPath(Path.Combine(folder.FullName, "..", "shared", "data"));
@@ -26,7 +31,8 @@ public static class DataFolder
                     return beside;
                 break;
             }
-        return Directory.Exists(BelowHere) ? Path.GetFullPath(BelowHere) : null;
+        var below = Path.Combine(currentFolder, BelowHere);
+        return Directory.Exists(below) ? below : null;
     }
 
     /// <summary>The folder that holds a data set's files: the given folder or one of the usual folders below it.</summary>

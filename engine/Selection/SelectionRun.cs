@@ -95,7 +95,7 @@ public sealed class SelectionRun : IDisposable
     /// <exception cref="UserException">The search has not finished, or its checkpoint cannot be used; an earlier selection is untouched.</exception>
     public static SelectionRun Start(Experiment experiment, SelectionConfiguration configuration)
     {
-        var run = RunDirectory.Create(FolderOf(experiment.Run.Path, configuration.By));
+        var run = RunDirectory.Open(FolderOf(experiment.Run.Path, configuration.By));
         var selection = new SelectionRun(experiment, configuration, run);
         try
         {
@@ -146,7 +146,7 @@ public sealed class SelectionRun : IDisposable
         var folder = FolderOf(runFolder, by);
         if (!RunDirectory.Exists(folder))
             return null;
-        using var run = RunDirectory.Open(folder);
+        using var run = RunDirectory.OpenExisting(folder);
         var configuration = run.ReadJson<SelectionConfiguration>("config.json");
         if (configuration.Version != 1)
             throw new UserException($"'{run.PathOf("config.json")}' has version {configuration.Version}, this program reads version 1; " +

@@ -37,7 +37,7 @@ public sealed class RunDirectory : IDisposable
 
     /// <summary>Locks the folder of a run that is there.</summary>
     /// <exception cref="UserException">It holds no run, or another process uses it.</exception>
-    public static RunDirectory Open(string path)
+    public static RunDirectory OpenExisting(string path)
     {
         if (!Directory.Exists(path))
             throw new UserException($"The run folder '{path}' does not exist; give the folder that 'search --out' made.");
@@ -46,9 +46,9 @@ public sealed class RunDirectory : IDisposable
         return Lock(path, []);
     }
 
-    /// <summary>Locks a folder for a new run, creating it if it is not there.</summary>
+    /// <summary>Locks the folder of a run, or of one that is to be; creates it if it is not there.</summary>
     /// <exception cref="UserException">Another process uses it, or it cannot be created.</exception>
-    public static RunDirectory Create(string path)
+    public static RunDirectory Open(string path)
     {
         var newFolders = new List<string>();
         for (var folder = System.IO.Path.GetFullPath(path); folder is not null && !Directory.Exists(folder);

@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using System.Security.Cryptography;
+using System.Text.Json;
 
 namespace PerturbNas.Tests.Cli;
 
@@ -6,7 +8,7 @@ namespace PerturbNas.Tests.Cli;
 internal static class CommandLine
 {
     /// <summary>The program is copied beside the tests, as one of their references.</summary>
-    private static readonly string Program = Path.Combine(AppContext.BaseDirectory, "perturbnas.dll");
+    public static readonly string Program = Path.Combine(AppContext.BaseDirectory, "perturbnas.dll");
 
     /// <summary>Runs the program to its end, which must come within a minute.</summary>
     public static (int ExitCode, string Out, string Error) Run(params string[] arguments) => Run(arguments, []);
@@ -32,10 +34,41 @@ internal static class CommandLine
         var (exitCode, output, error) = Run(arguments);
         Assert.Equal("", output);
         Assert.Matches(@"^perturbnas: [^\n]*\.\n$", error);
+        Assert.DoesNotMatch(@"\. [A-Z]", error);
         Assert.Equal(2, exitCode);
         return error.TrimEnd();
     }
 
+    /// <summary>As <see cref="UserError"/>, and every file and folder below <paramref name="folder"/> must stay as it is.</summary>
+    public static string HarmlessUserError(string folder, params string[] arguments)
+    {
+        var before = Contents(folder);
+        var error = UserError(arguments);
+        Assert.Equal(before, Contents(folder));
+        return error;
+    }
+
+    /// <summary>The program must end with exit code 0, nothing on stderr, and one JSON object on stdout, which is returned.</summary>
+    public static JsonElement Json(params string[] arguments)
+    {
+        var (exitCode, output, error) = Run([.. arguments, "--json"]);
+        Assert.Equal((0, ""), (exitCode, error));
+        return JsonDocument.Parse(output).RootElement;
+    }
+
+    /// <summary>Every file below a folder with its checksum, and every folder; the lock files, which say nothing, left out.</summary>
+    public static SortedDictionary<string, string> Contents(string folder)
+    {
+        var contents = new SortedDictionary<string, string>(StringComparer.Ordinal);
+        foreach (var path in Directory.EnumerateFileSystemEntries(folder, "*", SearchOption.AllDirectories))
+            if (Directory.Exists(path))
+                contents[path[folder.Length..] + "/"] = "";
+            else if (Path.GetFileName(path) != "lock")
+                contents[path[folder.Length..]] = Convert.ToHexString(SHA256.HashData(File.ReadAllBytes(path)));
+        return contents;
+    }
+
+    /// <summary>Starts the program and leaves it running.</summary>
     public static Process Start(string[] arguments, Dictionary<string, string>? environment = null)
     {
         var start = new ProcessStartInfo("dotnet", [Program, .. arguments])

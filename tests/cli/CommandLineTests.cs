@@ -85,6 +85,32 @@ public class CommandLineTests
     public void WrongArgumentsAreOneSentence(string expected, params string[] arguments) =>
         Assert.StartsWith($"perturbnas: {expected}", CommandLine.UserError(arguments), StringComparison.Ordinal);
 
+    public static TheoryData<string> Verbs =>
+        [.. typeof(Options).Assembly.GetTypes().Select(type => type.GetCustomAttribute<VerbAttribute>()?.Name).OfType<string>()];
+
+    [Theory]
+    [MemberData(nameof(Verbs))]
+    public void HelpNamesEveryOptionWithItsDefault(string name)
+    {
+        var (exitCode, output, error) = CommandLine.Run(name, "--help");
+        Assert.Equal((0, ""), (exitCode, error));
+        var verb = typeof(Options).Assembly.GetTypes().Single(type => type.GetCustomAttribute<VerbAttribute>()?.Name == name);
+        // Help breaks lines; an entry goes from its option to the next one.
+        var entries = string.Join(' ', output.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries)).Split(" --");
+        foreach (var property in verb.GetProperties())
+        {
+            if (property.GetCustomAttribute<OptionAttribute>() is not { } option)
+                continue;
+            var entry = Assert.Single(entries, entry => System.Text.RegularExpressions.Regex.IsMatch(entry, $"^{option.LongName}(=| )"));
+            if (option.Required)
+                Assert.Contains("Required.", entry, StringComparison.Ordinal);
+            else if (option.Default is not null)
+                Assert.Contains($"(Default: {option.Default})", entry, StringComparison.Ordinal);
+            else if (property.PropertyType != typeof(bool))
+                Assert.Contains("default", entry, StringComparison.Ordinal);
+        }
+    }
+
     [Fact]
     public void EveryVerbExplainsEveryOption()
     {

@@ -42,7 +42,7 @@ public class OptionsTests
     [InlineData("--space is 's9'; choose s1, s2, s3, s4, s5, darts, or name a file", "search --out a --space s9")]
     [InlineData("--method is 'drats'; choose darts or blank.", "search --out a --method drats")]
     [InlineData("--data is 'mnist'; choose cifar10, cifar100 or synthetic.", "search --out a --data mnist")]
-    [InlineData("--epochs is 0; give 1 or more.", "search --out a --epochs 0")]
+    [InlineData("--epochs is -1; give 0 or more.", "search --out a --epochs -1")]
     [InlineData("--train-portion is 1; give a number between 0 and 1", "search --out a --train-portion 1")]
     [InlineData("--train-portion takes a number, not 'half'", "search --out a --train-portion half")]
     [InlineData("--init is 'none.safetensors', which does not exist", "search --out a --init none.safetensors")]

@@ -16,12 +16,14 @@ internal sealed class FixtureFile
 
     public FixtureFile(string name)
     {
-        var file = SafeTensorsFile.Read(Path.Combine(Folder, name + ".safetensors"));
+        var file = SafeTensorsFile.Read(PathOf(name));
         _tensors = file.Tensors.ToDictionary(tensor => tensor.Name);
         _metadata = file.Metadata;
     }
 
     public IEnumerable<string> Names => _tensors.Keys;
+
+    public static string PathOf(string name) => Path.Combine(Folder, name + ".safetensors");
 
     /// <summary>tests/fixtures of the repository that the test assembly lies in.</summary>
     private static string Folder

@@ -7,7 +7,7 @@ namespace PerturbNas.Cli;
 /// <summary>The size of a search, given by options or taken from a run and then changed by them.</summary>
 internal abstract class SizeOptions : Options
 {
-    [Option("run", MetaValue = "RUN", HelpText = "Take what the other options do not say from this run.")]
+    [Option("run", MetaValue = "RUN", HelpText = "Take what the other options do not say from this run (none by default).")]
     public string? Run { get; set; }
 
     [Option("space", MetaValue = "NAME|FILE", HelpText = "Search space: s1, s2, s3, s4, s5 (default), darts, or a file that defines one.")]
@@ -25,7 +25,7 @@ internal abstract class SizeOptions : Options
     [Option("data", MetaValue = "NAME", HelpText = "Data set: cifar10, cifar100 or synthetic (default; as large as CIFAR-10, needs no files).")]
     public string? Data { get; set; }
 
-    [Option("data-dir", MetaValue = "DIR", HelpText = "Folder of the data files, or a parent of it.")]
+    [Option("data-dir", MetaValue = "DIR", HelpText = "Folder of the data files, or a parent of it (by default $PERTURBNAS_DATA, if set, or ./data).")]
     public string? DataDir { get; set; }
 
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor.")]

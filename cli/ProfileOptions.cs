@@ -14,7 +14,7 @@ internal sealed class ProfileOptions : SizeOptions
     [Option("steps", Default = 3, MetaValue = "N", HelpText = "Alpha steps, weight steps and scoring passes to run.")]
     public int Steps { get; set; }
 
-    [Option("trace", MetaValue = "FILE", HelpText = "Write every kernel call as a Chrome trace, which opens in Perfetto.")]
+    [Option("trace", MetaValue = "FILE", HelpText = "Write every kernel call as a Chrome trace, which opens in Perfetto (none by default).")]
     public string? Trace { get; set; }
 
     public override void Validate()

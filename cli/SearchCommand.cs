@@ -20,8 +20,6 @@ internal static class SearchCommand
         using var experiment = resumed
             ? Experiment.Open(run, backend, options.Resumed)
             : Experiment.Create(run, options.ToConfiguration(), backend, options.Init);
-        experiment.SearchForecast.RequireMemory();
-        terminal.Note(experiment.SearchForecast.Summary);
         var report = Run(experiment, terminal, cancellation);
         if (options.Json)
         {
@@ -40,6 +38,8 @@ internal static class SearchCommand
     {
         using var search = new SupernetSearch(experiment);
         search.Restore();
+        experiment.SearchForecast.RequireMemory();
+        terminal.Note(experiment.SearchForecast.Summary);
         SearchResult result = null!;
         terminal.Progress("search", progress => result = search.Run(p => progress.Report(p.ToReport()), cancellation));
         return new SearchReport(experiment.Run.Path, experiment.Network.Space.Name, experiment.Configuration.Method, result.Epochs,

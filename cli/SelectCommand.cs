@@ -38,8 +38,8 @@ internal static class SelectCommand
         };
         var forecast = Forecast.OfSelection(experiment.Configuration, configuration);
         forecast.RequireMemory();
-        terminal.Note(forecast.Summary);
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
+        terminal.Note(forecast.Summary);
         var result = Run(selection, configuration, terminal, cancellation);
         if (options.Json)
         {

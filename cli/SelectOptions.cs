@@ -59,7 +59,7 @@ internal sealed class SelectOptions : Options
         ("criterion", Criterion, kept.Criterion == Selection.Criterion.Accuracy ? "acc" : "loss"), ("tune-epochs", TuneEpochs, kept.TuneEpochs),
         ("tune-schedule", TuneSchedule, kept.CosineTuning ? "cosine" : "constant"), ("valid-limit", ValidLimit, kept.ValidLimit),
         ("train-limit", TrainLimit, kept.TrainLimit), ("batch", Batch, kept.Batch), ("seed", Seed, kept.Seed),
-        ("reference-quirks", ReferenceQuirks, kept.ReferenceQuirks));
+        ("reference-quirks", ReferenceQuirks, kept.ReferenceQuirks), ("racing", Racing, kept.Racing));
 
     public override void Validate()
     {

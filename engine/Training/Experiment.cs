@@ -58,11 +58,10 @@ public sealed class Experiment : IDisposable
             throw new UserException($"'{run.Path}' already holds a run; give --resume to go on with it, or another folder.");
         if (initialFile is not null)
             configuration = configuration with { InitSha256 = Checkpoint.DigestOf(initialFile) };
-        var forecast = Forecast.OfSearch(configuration);
-        forecast.RequireMemory();
-        var experiment = new Experiment(run, configuration, backend) { _searchForecast = forecast };
+        var experiment = new Experiment(run, configuration, backend);
         try
         {
+            experiment.SearchForecast.RequireMemory();
             if (initialFile is not null)
                 Checkpoint.ReadInitial(initialFile, experiment.Network);
             using (var search = new SupernetSearch(experiment))

@@ -14,8 +14,6 @@ internal static class SelectCommand
         using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;
-        if (options.Resume && resumed is null)
-            terminal.Note($"there is no selection by {options.By} to resume in '{options.Run}': starting one");
         if (resumed is not null)
             options.RequireAgreement(resumed);
         using var experiment = Experiment.Open(run, backend, search => search with
@@ -39,6 +37,8 @@ internal static class SelectCommand
         var forecast = Forecast.OfSelection(experiment.Configuration, configuration);
         forecast.RequireMemory();
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
+        if (options.Resume && resumed is null)
+            terminal.Note($"there is no selection by {options.By} to resume in '{options.Run}': starting one");
         terminal.Note(forecast.Summary);
         var result = Run(selection, configuration, terminal, cancellation);
         if (options.Json)

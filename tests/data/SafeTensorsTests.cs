@@ -41,9 +41,20 @@ public sealed class SafeTensorsTests
 
         byte[] data = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x3f, 0, 0, 0, 0x40, 7];
         var header = """{"__metadata__":{"format":"perturbnas-1","sha256":"SHA"},"c":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},"a":{"dtype":"U8","shape":[1],"data_offsets":[16,17]}}"""
-            .Replace("SHA", Convert.ToHexStringLower(SHA256.HashData(data)));
+            .Replace("SHA", Convert.ToHexStringLower(SHA256.HashData([.. """["format","perturbnas-1"]"""u8, .. data])));
         header = header.PadRight((header.Length + 7) / 8 * 8);
         Assert.Equal(FileBytes(header, data), File.ReadAllBytes(folder["a.safetensors"]));
+    }
+
+    [Fact]
+    public void Changed_metadata_is_damage()
+    {
+        using var folder = new TemporaryFolder();
+        var file = new SafeTensorsFile();
+        file.Metadata["step"] = "12";
+        file.Write(folder["a"]);
+        File.WriteAllText(folder["a"], File.ReadAllText(folder["a"]).Replace("\"12\"", "\"13\""));
+        Assert.Contains("SHA-256", Assert.Throws<UserException>(() => SafeTensorsFile.Read(folder["a"])).Message);
     }
 
     [Fact]
@@ -82,7 +93,7 @@ public sealed class SafeTensorsTests
     [InlineData("""{"x":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}""", "entry of tensor 'x'")]
     [InlineData("""{"x":{"dtype":"F32","shape":[1.5],"data_offsets":[0,8]}}""", "entry of tensor 'x'")]
     [InlineData("""{"x":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}""", "entry of tensor 'x'")]
-    [InlineData("""{"x":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}""", "Tensor 'x' of", "has type BF16", "F32, F64, I64, U8", "convert")]
+    [InlineData("""{"x":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}""", "Tensor 'x' of", "has type BF16", "F32, F64, I64, I32, U8", "convert")]
     [InlineData("""{"x":{"dtype":"0","shape":[2],"data_offsets":[0,8]}}""", "has type 0")]
     [InlineData("""{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}""", "tensor 'x' of type F32 and shape [3] does not fill its 8 bytes")]
     [InlineData("""{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}""", "does not fill its 8 bytes")]

@@ -50,7 +50,7 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
 
     [Theory]
     [InlineData("{", "it is not valid JSON in line 1, byte 2")]
-    [InlineData("{\n\"operations\": [skip_connect]}", "it is not valid JSON in line 2, byte 17")]
+    [InlineData("{\n\"operations\": [skip_connect]}", "it is not valid JSON in line 2, byte 16")]
     [InlineData("[]", "must be a JSON object")]
     [InlineData("{\"name\": 5, \"operations\": [\"none\"]}", "'name'")]
     [InlineData("{\"operations\": [\"skip_connect\", \"conv_9x9\"]}", "unknown operation 'conv_9x9' in 'operations'")]
@@ -168,7 +168,7 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
         var run = runs.Copy(runs.Untrained);
         string[] select = ["select", "--run", run, "--by", "magnitude"];
         CommandLine.Json([.. select, "--batch", "4", "--resume"]);
-        Fails([.. select, "--resume"], "--batch is 5 but was 4 and --criterion is loss but was acc when the selection by magnitude in", "--batch", "5",
+        Fails([.. select, "--resume"], "--criterion is loss but was acc and --batch is 5 but was 4 when the selection by magnitude in", "--batch", "5",
             "--criterion", "loss");
         Fails([.. select, "--resume"], "--valid-limit is 3 but was 12 when", "--valid-limit", "3");
         CommandLine.Json([.. select, "--resume", "--batch", "4"]);

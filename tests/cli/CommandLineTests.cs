@@ -95,8 +95,9 @@ public class CommandLineTests
         var (exitCode, output, error) = CommandLine.Run(name, "--help");
         Assert.Equal((0, ""), (exitCode, error));
         var verb = typeof(Options).Assembly.GetTypes().Single(type => type.GetCustomAttribute<VerbAttribute>()?.Name == name);
-        // Help breaks lines; an entry goes from its option to the next one.
-        var entries = string.Join(' ', output.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries)).Split(" --");
+        // Help breaks lines; an entry goes from its option, indented by two, to the next one.
+        var entries = output.Split("Examples:")[0].Split("\n  --")
+            .Select(entry => string.Join(' ', entry.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries))).ToList();
         foreach (var property in verb.GetProperties())
         {
             if (property.GetCustomAttribute<OptionAttribute>() is not { } option)

@@ -100,7 +100,7 @@ public sealed class EndToEndTests(TinyRuns runs) : IClassFixture<TinyRuns>
             File.WriteAllText(file, JsonSerializer.Serialize(new { name = space, operations = fixture.Metadata("operations").Split(',') }));
         var search = CommandLine.Json("search", "--data", "synthetic", "--space", space == "custom" ? file : space, "--channels",
             fixture.Metadata("channels"), "--layers", fixture.Metadata("layers"), "--epochs", "0", "--init", FixtureFile.PathOf(space),
-            "--valid-limit", "4", "--out", run);
+            "--train-limit", "4", "--valid-limit", "4", "--out", run);
         var checkpoint = SafeTensorsFile.Read(Path.Combine(run, "checkpoints", "search.safetensors"));
         foreach (var tensor in checkpoint.Tensors.Where(tensor => fixture.Contains(tensor.Name)))
             Assert.Equal(fixture.Singles(tensor.Name), checkpoint.Float32(tensor.Name, [.. tensor.Shape]).ToArray());

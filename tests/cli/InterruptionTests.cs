@@ -27,7 +27,7 @@ public sealed class InterruptionTests(TinyRuns runs) : IClassFixture<TinyRuns>
     public void AKilledSelectionEndsWithTheSameBytes()
     {
         var (whole, killed) = (runs.Copy(runs.Searched), runs.Copy(runs.Searched));
-        string[] select = ["select", "--tune-epochs", "1", "--train-limit", "8", "--valid-limit", "8"];
+        string[] select = ["select", "--tune-epochs", "1", "--train-limit", "8", "--valid-limit", "8", "--threads", "1"];
         CommandLine.Json([.. select, "--run", whole]);
         KillUntilDone(Path.Combine(killed, "select-perturbation", "checkpoints", "selection.safetensors.tmp"),
             [.. select, "--run", killed, "--resume"]);

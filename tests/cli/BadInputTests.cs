@@ -163,10 +163,10 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
         Fails(resume, "--cutout is on but was off when", "--cutout", "--epochs", "1");
         Fails(resume, "but was not given when", "--init", FixtureFile.PathOf("s2"));
         // What agrees, and what decides nothing, may be given.
-        CommandLine.Json([.. resume, .. TinyRuns.Tiny, "--epochs", "1", "--seed", "0", "--threads", "1", "--data-dir", "nowhere"]);
+        CommandLine.Json([.. resume, .. TinyRuns.Tiny, "--epochs", "1", "--seed", "0", "--data-dir", "nowhere"]);
 
         var run = runs.Copy(runs.Untrained);
-        string[] select = ["select", "--run", run, "--by", "magnitude"];
+        string[] select = ["select", "--run", run, "--by", "magnitude", "--threads", "1"];
         CommandLine.Json([.. select, "--batch", "4", "--resume"]);
         Fails([.. select, "--resume"], "--criterion is loss but was acc and --batch is 5 but was 4 when the selection by magnitude in", "--batch", "5",
             "--criterion", "loss");

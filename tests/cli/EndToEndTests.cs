@@ -65,7 +65,7 @@ public sealed class EndToEndTests(TinyRuns runs) : IClassFixture<TinyRuns>
 
         foreach (var criterion in (string[])["acc", "loss"])
         {
-            var perturbation = CommandLine.Json("select", "--run", run, "--by", "perturbation", "--criterion", criterion, "--tune-epochs", "0");
+            var perturbation = CommandLine.Json("select", "--run", run, "--by", "perturbation", "--criterion", criterion, "--tune-epochs", "0", "--threads", "1");
             AssertGenotype(perturbation, Path.Combine(run, "select-perturbation"), run);
             var decisions = File.ReadAllLines(Path.Combine(run, "decisions.jsonl")).Select(line => JsonDocument.Parse(line).RootElement).ToList();
             Assert.Equal(decisions.Count, perturbation.GetProperty("decisions").GetInt32());
@@ -84,6 +84,7 @@ public sealed class EndToEndTests(TinyRuns runs) : IClassFixture<TinyRuns>
         Assert.Equal(checkpoint, CommandLine.Contents(Path.Combine(run, "checkpoints")));
     }
 
+    // One thread: the networks are too small to share out, and the tests run beside others.
     [Theory]
     [InlineData("s1")]
     [InlineData("s2")]
@@ -100,13 +101,13 @@ public sealed class EndToEndTests(TinyRuns runs) : IClassFixture<TinyRuns>
             File.WriteAllText(file, JsonSerializer.Serialize(new { name = space, operations = fixture.Metadata("operations").Split(',') }));
         var search = CommandLine.Json("search", "--data", "synthetic", "--space", space == "custom" ? file : space, "--channels",
             fixture.Metadata("channels"), "--layers", fixture.Metadata("layers"), "--epochs", "0", "--init", FixtureFile.PathOf(space),
-            "--valid-limit", "4", "--out", run);
+            "--train-limit", "4", "--valid-limit", "4", "--threads", "1", "--out", run);
         var checkpoint = SafeTensorsFile.Read(Path.Combine(run, "checkpoints", "search.safetensors"));
         foreach (var tensor in checkpoint.Tensors.Where(tensor => fixture.Contains(tensor.Name)))
             Assert.Equal(fixture.Singles(tensor.Name), checkpoint.Float32(tensor.Name, [.. tensor.Shape]).ToArray());
         Assert.True(fixture.Contains("alphas_reduce") && checkpoint.Contains("alphas_reduce"));
 
-        var score = CommandLine.Json("score", "--run", run, "--edge", "13");
+        var score = CommandLine.Json("score", "--run", run, "--edge", "13", "--threads", "1");
         AssertScores(score, images: 4);
         Assert.Equal(search.GetProperty("validation_loss").GetDouble(), score.GetProperty("loss").GetDouble());
         var operations = score.GetProperty("candidates").EnumerateArray().Select(candidate => candidate.GetProperty("operation").GetString()).ToList();

@@ -9,7 +9,7 @@ namespace PerturbNas.Tests.Cli;
 public sealed class InterruptionTests(TinyRuns runs) : IClassFixture<TinyRuns>
 {
     // Many short epochs: nearly half of the time goes into writing checkpoints and metrics.
-    private static readonly string[] _search = ["search", .. TinyRuns.Tiny, "--epochs", "20"];
+    private static readonly string[] _search = ["search", .. TinyRuns.Tiny, "--epochs", "12"];
 
     [Fact]
     public void AKilledSearchEndsWithTheSameBytes()
@@ -27,7 +27,7 @@ public sealed class InterruptionTests(TinyRuns runs) : IClassFixture<TinyRuns>
     public void AKilledSelectionEndsWithTheSameBytes()
     {
         var (whole, killed) = (runs.Copy(runs.Searched), runs.Copy(runs.Searched));
-        string[] select = ["select", "--tune-epochs", "1", "--train-limit", "8", "--valid-limit", "8"];
+        string[] select = ["select", "--tune-epochs", "1", "--train-limit", "8", "--valid-limit", "8", "--threads", "1"];
         CommandLine.Json([.. select, "--run", whole]);
         KillUntilDone(Path.Combine(killed, "select-perturbation", "checkpoints", "selection.safetensors.tmp"),
             [.. select, "--run", killed, "--resume"]);
@@ -51,7 +51,7 @@ public sealed class InterruptionTests(TinyRuns runs) : IClassFixture<TinyRuns>
         // An unfinished search is no ground to select from; scoring it is no harm.
         var error = CommandLine.HarmlessUserError(interrupted, "select", "--run", interrupted);
         Assert.Contains($"finish it first with 'perturbnas search --out {interrupted} --resume'", error, StringComparison.Ordinal);
-        CommandLine.HarmlessUserError(interrupted, "select", "--run", interrupted, "--by", "magnitude", "--resume");
+        CommandLine.HarmlessUserError(interrupted, "select", "--run", interrupted, "--by", "magnitude", "--resume", "--quiet");
         CommandLine.Json("score", "--run", interrupted, "--edge", "0");
         CommandLine.Json("search", "--out", interrupted, "--resume");
         Assert.Equal(CommandLine.Contents(whole), CommandLine.Contents(interrupted));
@@ -79,7 +79,7 @@ public sealed class InterruptionTests(TinyRuns runs) : IClassFixture<TinyRuns>
     private static void KillUntilDone(string temporary, string[] arguments)
     {
         var kills = 0;
-        for (var delay = TimeSpan.FromMilliseconds(100); ; delay += TimeSpan.FromMilliseconds(75))
+        for (var delay = TimeSpan.FromMilliseconds(100); ; delay += TimeSpan.FromMilliseconds(150))
         {
             using var process = CommandLine.Start([.. arguments, "--json"]);
             var clock = Stopwatch.StartNew();

@@ -21,7 +21,8 @@ public sealed class TinyRuns : IDisposable
 
     /// <summary>Options of a search that takes a fraction of a second an epoch: 3 steps, the last one on fewer images.</summary>
     public static string[] Tiny { get; } =
-        ["--data", "synthetic", "--space", "s2", "--channels", "2", "--layers", "3", "--batch", "8", "--train-limit", "20", "--valid-limit", "12"];
+        ["--data", "synthetic", "--space", "s2", "--channels", "2", "--layers", "3", "--batch", "8", "--train-limit", "20", "--valid-limit", "12",
+        "--threads", "1"];
 
     /// <summary>A path for one test's own files.</summary>
     public string NewPath(string name) => _folder[$"{name}-{Guid.NewGuid():N}"];

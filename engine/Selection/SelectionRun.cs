@@ -167,12 +167,13 @@ public sealed class SelectionRun : IDisposable
             : Perturb(progress, decided, cancellation);
         var totals = _evaluation.Evaluate(states, [Mask.None], null, cancellation)[0];
         var result = new SelectionResult(_configuration.By, genotype.ToString(), totals.Loss, totals.Accuracy, _selector.Decisions.Count);
-        foreach (var run in (ReadOnlySpan<RunDirectory>)[_run, _experiment.Run])
-        {
-            run.WriteText(GenotypeFile, result.Genotype + "\n");
-            if (run != _run && File.Exists(_run.PathOf(DecisionsFile)))
-                run.WriteText(DecisionsFile, File.ReadAllText(_run.PathOf(DecisionsFile)));
-        }
+        _run.WriteText(GenotypeFile, result.Genotype + "\n");
+        _experiment.Run.WriteText(GenotypeFile, result.Genotype + "\n");
+        // Decisions of an earlier selection would not be those of this genotype.
+        if (File.Exists(_run.PathOf(DecisionsFile)))
+            _experiment.Run.WriteText(DecisionsFile, File.ReadAllText(_run.PathOf(DecisionsFile)));
+        else
+            File.Delete(_experiment.Run.PathOf(DecisionsFile));
         _run.WriteJson("result.json", result);
         return result;
     }

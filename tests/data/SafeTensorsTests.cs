@@ -53,7 +53,8 @@ public sealed class SafeTensorsTests
         var file = new SafeTensorsFile();
         file.Metadata["step"] = "12";
         file.Write(folder["a"]);
-        File.WriteAllText(folder["a"], File.ReadAllText(folder["a"]).Replace("\"12\"", "\"13\""));
+        var text = File.ReadAllText(folder["a"], System.Text.Encoding.Latin1);
+        File.WriteAllText(folder["a"], text.Replace("\"12\"", "\"13\""), System.Text.Encoding.Latin1);
         Assert.Contains("SHA-256", Assert.Throws<UserException>(() => SafeTensorsFile.Read(folder["a"])).Message);
     }
 

@@ -106,8 +106,9 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     }
 
     /// <summary>
-    /// Records the operators of a node's incoming edges and brings them into waves, each of which is run as one group: all edges' first
-    /// convolutions and pools, their batch norms, the second convolutions, their batch norms.
+    /// Records the operators of a node's incoming edges and brings them into waves: all edges' first convolutions and pools, their batch
+    /// norms, the second convolutions, their batch norms. Backward runs each wave as one group; forward does not, because its calls
+    /// share no more than the input that they read, and gain nothing from it.
     /// </summary>
     internal void RecordInWaves(Action record)
     {
@@ -174,10 +175,8 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
         arena.Reserve(PlannedBytes);
         foreach (var group in _groups)
         {
-            backend.BeginGroup();
             foreach (var operation in OperatorsOf(group))
                 operation.Forward(backend);
-            backend.EndGroup();
         }
     }
 

@@ -70,7 +70,7 @@ internal static class SelectionSuite
                 phases[progress.Phase] = phases.GetValueOrDefault(progress.Phase) + Stopwatch.GetElapsedTime(last).TotalSeconds;
                 last = Stopwatch.GetTimestamp();
             },
-            null, CancellationToken.None));
+            CancellationToken.None));
 
         report.Table(["decision", "phase", "cell", "edge", "chosen"], selection.Decisions.Select((decision, i) =>
             (IReadOnlyList<string>)[$"{i}", decision.Phase, decision.Cell, $"{decision.Edge}", decision.Chosen]));

@@ -51,12 +51,12 @@ internal static class SelectCommand
         Console.WriteLine($"decisions: {result.Decisions}; folder: {SelectionRun.FolderOf(options.Run, configuration.By)}");
     }
 
-    /// <summary>Runs a selection to its end, showing each decision as it is made.</summary>
+    /// <summary>Runs a selection to its end.</summary>
     internal static SelectionResult Run(SelectionRun selection, SelectionConfiguration configuration, Terminal terminal,
         CancellationToken cancellation)
     {
         SelectionResult result = null!;
-        terminal.Progress($"select by {configuration.By}", progress => result = selection.Run(p => progress.Report(p.ToReport()), null, cancellation));
+        terminal.Progress($"select by {configuration.By}", progress => result = selection.Run(p => progress.Report(p.ToReport()), cancellation));
         return result;
     }
 }

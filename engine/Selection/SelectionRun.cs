@@ -160,11 +160,11 @@ public sealed class SelectionRun : IDisposable
 
     /// <summary>Selects to the end.</summary>
     /// <exception cref="OperationCanceledException">Cancelled; the state has been saved.</exception>
-    public SelectionResult Run(Action<Progress>? progress, Action<Decision>? decided, CancellationToken cancellation)
+    public SelectionResult Run(Action<Progress>? progress, CancellationToken cancellation)
     {
         var (genotype, states) = _configuration.By == "magnitude"
             ? MagnitudeSelector.Select(_experiment.Network)
-            : Perturb(progress, decided, cancellation);
+            : Perturb(progress, cancellation);
         var totals = _evaluation.Evaluate(states, [Mask.None], null, cancellation)[0];
         var result = new SelectionResult(_configuration.By, genotype.ToString(), totals.Loss, totals.Accuracy, _selector.Decisions.Count);
         _run.WriteText(GenotypeFile, result.Genotype + "\n");
@@ -187,35 +187,31 @@ public sealed class SelectionRun : IDisposable
     private PerturbationSelector NewSelector(IEnumerable<Decision> decisions) => new(_experiment.Network, _evaluation, _configuration.Criterion,
         Selection.Racing.Parse(_configuration.Racing), _configuration.Seed, _configuration.ReferenceQuirks, decisions);
 
-    private (Genotype Genotype, EdgeStates States) Perturb(Action<Progress>? progress, Action<Decision>? decided, CancellationToken cancellation)
+    private (Genotype Genotype, EdgeStates States) Perturb(Action<Progress>? progress, CancellationToken cancellation)
     {
         StartProgress();
         for (; _round < PerturbationSelector.Rounds; _round++, _roundStep = 0)
         {
             if (_roundStep == 0)
-                Decide(progress, decided, cancellation);
+                Decide(progress, cancellation);
             if (_round < PerturbationSelector.Rounds - 1)
                 Tune(progress, cancellation);
         }
         if (_selector.ReplaceNone() is { Count: > 0 } replaced)
         {
             foreach (var decision in replaced)
-            {
                 _decisionsBytes = _run.AppendLine(DecisionsFile, decision);
-                decided?.Invoke(decision);
-            }
             Save();
         }
         return (_experiment.Network.Space.ToGenotype(_selector.States), _selector.States);
     }
 
-    private void Decide(Action<Progress>? progress, Action<Decision>? decided, CancellationToken cancellation)
+    private void Decide(Action<Progress>? progress, CancellationToken cancellation)
     {
         while (_selector.DecideNext(_round, Scored, cancellation) is { } decision)
         {
             _decisionsBytes = _run.AppendLine(DecisionsFile, decision);
             Save();
-            decided?.Invoke(decision);
         }
 
         void Scored(int candidateImages) => progress?.Invoke(new Progress("scoring", _work += candidateImages, _totalWork,

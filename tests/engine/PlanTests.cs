@@ -60,7 +60,7 @@ public sealed class PlanTests
         using (var experiment = Experiment.Open(run, backend))
         using (var selection = SelectionRun.Start(experiment, selecting))
         {
-            selection.Run(null, null, CancellationToken.None);
+            selection.Run(null, CancellationToken.None);
             var forecast = Forecast.OfSelection(configuration, selecting);
             Assert.InRange((double)backend.Total.Flops / forecast.Phases[^1].Work.Total.Flops, 0.5, 1);
             // Selection tunes for the first time when two edges have been decided.

@@ -89,7 +89,7 @@ internal sealed class RunFixture : IDisposable
         using var run = RunDirectory.Open(Folder);
         using var experiment = Experiment.Open(run, backend);
         using var selection = resume ? SelectionRun.Resume(experiment, configuration) : SelectionRun.Start(experiment, configuration);
-        return Completes(cancelAfter, (progress, cancellation) => selection.Run(progress, null, cancellation), phase);
+        return Completes(cancelAfter, (progress, cancellation) => selection.Run(progress, cancellation), phase);
     }
 
     public void Dispose() => _folder.Dispose();

@@ -255,7 +255,8 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
             try
             {
                 using var process = Process.Start(new ProcessStartInfo("unshare",
-                    ["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", Path.GetTempPath()]) { RedirectStandardError = true })!;
+                    ["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", Path.GetTempPath()])
+                { RedirectStandardError = true })!;
                 process.StandardError.ReadToEnd();
                 process.WaitForExit();
                 if (process.ExitCode != 0)

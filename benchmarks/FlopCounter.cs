@@ -55,10 +55,6 @@ internal sealed class FlopCounter : Backend
     {
     }
 
-    public override void Copy(nint source, nint destination, long bytes)
-    {
-    }
-
     public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a) => CountProduct(Case(a).ForwardFlops);
 
     public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a) => CountProduct(Case(a).BackwardFlops);

@@ -36,8 +36,6 @@ public abstract class Backend : IDisposable
 
     public abstract void Zero(nint address, long bytes);
 
-    public abstract void Copy(nint source, nint destination, long bytes);
-
     /// <summary>
     /// Begins a group. Until <see cref="EndGroup"/>, kernels that work image by image (depthwise-pointwise, pools) may be put off and then run
     /// together, one image through all of them, which keeps what they share in the cache; batch norm's backward waits for them. Any other kernel

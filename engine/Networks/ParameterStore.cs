@@ -88,11 +88,6 @@ public sealed class ParameterStore(Backend backend) : IDisposable
 
     public nint GradientsAddress => _gradientsAddress;
 
-    public nint RunningAddress => _runningAddress;
-
-    /// <summary>Number of weights, without gaps.</summary>
-    public long ParameterCount => _weights.Sum(weight => (long)weight.Count);
-
     /// <summary>A convolution or linear weight, initially uniform in +-1/sqrt(fan-in).</summary>
     internal Parameter AddWeight(string name, params int[] fileShape)
     {

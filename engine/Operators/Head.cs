@@ -138,27 +138,22 @@ public sealed class Linear : Operator
 }
 
 /// <summary>
-/// Softmax cross-entropy, per variant the sum of the losses (natural logarithm) over the images and the number of correct ones, and per
-/// image both as well. It is the end of the tape: its gradient is that of the mean loss.
+/// Softmax cross-entropy: per variant the sum of the losses (natural logarithm) over the images and the number of correct ones. It is the end
+/// of the tape: its gradient is that of the mean loss.
 /// </summary>
 public sealed class SoftmaxCrossEntropy : Operator
 {
     private readonly Tensor _logits;
-    private readonly Block _labels, _lossSums, _correctCounts, _imageLosses, _imageCorrect;
-    private readonly float _smoothing, _scale;
+    private readonly Block _labels, _lossSums, _correctCounts;
     private Block? _dlogits;
 
     /// <param name="labels">int32 [N].</param>
-    /// <param name="smoothing">Label smoothing, 0..1.</param>
-    /// <param name="scale">Factor of the loss's gradient (the auxiliary head's 0.4).</param>
-    public SoftmaxCrossEntropy(Tape tape, Tensor logits, Block labels, float smoothing = 0, float scale = 1)
+    public SoftmaxCrossEntropy(Tape tape, Tensor logits, Block labels)
     {
-        (_logits, _labels, _smoothing, _scale) = (logits, labels, smoothing, scale);
+        (_logits, _labels) = (logits, labels);
         var shape = logits.Shape;
         _lossSums = Kept(tape, shape.Variants * sizeof(double));
         _correctCounts = Kept(tape, shape.Variants * sizeof(long));
-        _imageLosses = Kept(tape, (long)shape.Variants * shape.Images * tape.Backend.ElementSize);
-        _imageCorrect = Kept(tape, (long)shape.Variants * shape.Images * sizeof(int));
         tape.Keep(logits.Data);
         tape.Record(this);
     }
@@ -183,13 +178,6 @@ public sealed class SoftmaxCrossEntropy : Operator
     public void ReadCorrectCounts(Backend backend, Span<long> counts) =>
         backend.ReadBytes(_correctCounts.Address, System.Runtime.InteropServices.MemoryMarshal.AsBytes(counts));
 
-    /// <summary>Per variant and image, 0 or 1: [V, N].</summary>
-    public void ReadImageCorrect(Backend backend, Span<int> correct) =>
-        backend.ReadBytes(_imageCorrect.Address, System.Runtime.InteropServices.MemoryMarshal.AsBytes(correct));
-
-    /// <summary>Per variant and image: [V, N].</summary>
-    public void ReadImageLosses(Backend backend, Span<float> losses) => backend.Read(_imageLosses.Address, losses);
-
     internal override IEnumerable<Block?> ForwardBlocks() => [_logits.Data, _labels];
 
     internal override IEnumerable<Block?> BackwardBlocks() => [_logits.Data, _labels, _dlogits];
@@ -205,15 +193,12 @@ public sealed class SoftmaxCrossEntropy : Operator
     {
         Logits = _logits.Data.Address,
         Labels = _labels.Address,
-        ImageLosses = _imageLosses.Address,
-        ImageCorrect = _imageCorrect.Address,
         LossSums = _lossSums.Address,
         CorrectCounts = _correctCounts.Address,
         Dlogits = dlogits,
         Variants = _logits.Shape.Variants,
         Images = _logits.Shape.Images,
         Classes = _logits.Shape.Channels,
-        Smoothing = _smoothing,
-        Scale = _scale,
+        Scale = 1,
     });
 }

@@ -121,9 +121,6 @@ public sealed unsafe class CpuBackend : Backend
 
     public override void Zero(nint address, long bytes) => NativeMemory.Clear((void*)address, (nuint)bytes);
 
-    public override void Copy(nint source, nint destination, long bytes) =>
-        Buffer.MemoryCopy((void*)source, (void*)destination, bytes, bytes);
-
     public override void BeginGroup() => _grouping = true;
 
     public override void EndGroup()

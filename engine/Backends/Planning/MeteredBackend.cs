@@ -97,8 +97,6 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
 
     public override void Zero(nint address, long bytes) => inner?.Zero(address, bytes);
 
-    public override void Copy(nint source, nint destination, long bytes) => inner?.Copy(source, destination, bytes);
-
     public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a)
     {
         var start = Start();

@@ -56,9 +56,6 @@ public sealed unsafe partial class ReferenceBackend : Backend
 
     public override void Zero(nint address, long bytes) => NativeMemory.Clear((void*)address, (nuint)bytes);
 
-    public override void Copy(nint source, nint destination, long bytes) =>
-        Buffer.MemoryCopy((void*)source, (void*)destination, bytes, bytes);
-
     protected override void Dispose(bool disposing)
     {
     }

@@ -20,6 +20,7 @@
 // A kernel: extern "C", so that the driver finds it by its name. It takes one struct by value.
 #define PN_KERNEL extern "C" __global__ void
 #define PN_DEVICE static __device__ __forceinline__
+#define PN_DEVICE_MEMBER __device__ __forceinline__
 
 namespace pn {
 
@@ -49,5 +50,25 @@ PN_DEVICE Index grid_extent() { return {int(gridDim.x), int(gridDim.y), int(grid
 
 // Waits for all threads of the block.
 PN_DEVICE void barrier() { __syncthreads(); }
+
+// The value of the lane whose number differs in the bits of the mask; all lanes of the warp must take part.
+PN_DEVICE int32_t shuffle_xor(int32_t value, int mask) {
+#if defined(__clang__)
+  return __nvvm_shfl_sync_bfly_i32(~0u, value, mask, 31);
+#else
+  return __shfl_xor_sync(~0u, value, mask);
+#endif
+}
+
+PN_DEVICE float shuffle_xor(float value, int mask) {
+  return __builtin_bit_cast(float, shuffle_xor(__builtin_bit_cast(int32_t, value), mask));
+}
+
+PN_DEVICE double shuffle_xor(double value, int mask) {
+  const int64_t bits = __builtin_bit_cast(int64_t, value);
+  const uint32_t low = uint32_t(shuffle_xor(int32_t(bits), mask)),
+                 high = uint32_t(shuffle_xor(int32_t(bits >> 32), mask));
+  return __builtin_bit_cast(double, uint64_t(high) << 32 | low);
+}
 
 }  // namespace pn

@@ -47,7 +47,7 @@ struct Place {
   int row, column;   // of the tile's first pixel
   int rows, pixels;  // inside the image
 
-  PN_DEVICE_METHOD Place(const Tiles& tiles, int64_t index, int height, int width) {
+  PN_DEVICE_MEMBER Place(const Tiles& tiles, int64_t index, int height, int width) {
     image = index / tiles.count;
     const int tile = int(index - image * tiles.count);
     row = tile / tiles.across * kTileRows;
@@ -55,7 +55,7 @@ struct Place {
     rows = min(kTileRows, height - row);
     pixels = min(1 << tiles.width_shift, width - column);
   }
-  PN_DEVICE_METHOD bool holds(int r, int c) const { return r < rows && c < pixels; }
+  PN_DEVICE_MEMBER bool holds(int r, int c) const { return r < rows && c < pixels; }
 };
 
 // What a thread does in a depthwise convolution.
@@ -63,7 +63,7 @@ struct Strip {
   int quad, row, column;  // of the first of four pixels, which are a dilation apart
   int position;           // of that column in the window, for stride 1
 
-  PN_DEVICE_METHOD Strip(const Launch& l) {
+  PN_DEVICE_MEMBER Strip(const Launch& l) {
     const int t = thread_index().x, s = t >> 5, shift = l.dilation_shift;
     quad = t & 3;
     row = t >> 2 & 7;
@@ -291,7 +291,7 @@ PN_DEVICE void backward_input(const Launch& l) {
 struct StridedTaps {
   int first, step, end;
 
-  PN_DEVICE_METHOD StridedTaps(int u, int kernel, int dilation) {
+  PN_DEVICE_MEMBER StridedTaps(int u, int kernel, int dilation) {
     first = dilation == 1 ? u & 1 : 0;
     step = 3 - dilation;
     end = dilation == 2 && (u & 1) ? 0 : kernel;
@@ -337,14 +337,14 @@ template <int K, int S>
 struct TapGradient {
   float4 sum[K];
 
-  PN_DEVICE_METHOD void clear() {
+  PN_DEVICE_MEMBER void clear() {
 #pragma unroll
     for (int kx = 0; kx < K; kx++) sum[kx] = zero4();
   }
   // Threads are numbered quad first, then odd and even rows, then rows of the kernel; those left over do nothing.
-  static PN_DEVICE_METHOD int parts() { return (block_extent().x >> 3) / K; }
+  static PN_DEVICE_MEMBER int parts() { return (block_extent().x >> 3) / K; }
 
-  PN_DEVICE_METHOD void add(const Launch& l, const float* window, const float* dz) {
+  PN_DEVICE_MEMBER void add(const Launch& l, const float* window, const float* dz) {
     const int t = thread_index().x, quad = t & 3, odd = t >> 2 & 1, ky = (t >> 3) % K, part = (t >> 3) / K;
     const int shift = l.dilation_shift, step = (1 << l.tiles.width_shift) + 1;
     if (part >= parts()) return;
@@ -367,7 +367,7 @@ struct TapGradient {
   }
 
   // out [K*K][channels] = the block's sum. Takes 4 * K floats of shared memory a thread.
-  PN_DEVICE_METHOD void finish(float* memory, float* out, int channels, int count) const {
+  PN_DEVICE_MEMBER void finish(float* memory, float* out, int channels, int count) const {
     const int t = thread_index().x;
 #pragma unroll
     for (int kx = 0; kx < K; kx++) store4(memory + ((t >> 2) * K + kx) * kDepth + (t & 3) * 4, sum[kx]);
@@ -395,7 +395,7 @@ PN_DEVICE void backward_weights(const Launch& l) {
   const PendingGradient gradient = {
       l.a.g, l.a.y, l.a.coefficients, out_channels,
       (out_channels & 3) == 0 && is_aligned16(l.a.g) && is_aligned16(l.a.y) && is_aligned16(l.a.coefficients)};
-  const int t = thread_index().x, threads = block_extent().x, quads = l.columns >> 2;
+  const int t = thread_index().x, threads = block_extent().x;
   TapGradient<K, S> tap_gradient;
   WeightGradient matrix;
   tap_gradient.clear();
@@ -415,14 +415,10 @@ PN_DEVICE void backward_weights(const Launch& l) {
         store4(dz + tile_offset(p + row, quad), load_channels(from, left, (channels & 3) == 0));
       }
     if (want_matrix)
-      for (int i = t; i < threads * quads; i += threads) {
-        const int p = i / quads, c = (i - p * quads) * 4, row = p >> l.tiles.width_shift;
-        const int column = p - (row << l.tiles.width_shift);
-        float4 v = zero4();
-        if (place.holds(row, column) && c < columns)
-          v = gradient.load((first + int64_t(row) * l.out_width + column) * out_channels, column0 + c, columns - c);
-        store4(dy + p * l.columns + c, v);
-      }
+      gradient.load_tile(dy, l.columns, column0, columns, threads, [&](int p) {
+        const int row = p >> l.tiles.width_shift, column = p - (row << l.tiles.width_shift);
+        return place.holds(row, column) ? (first + int64_t(row) * l.out_width + column) * out_channels : -1;
+      });
     copies_done();
     barrier();
     if (want_matrix) depthwise_tile<K, S>(z, l, window, taps);
@@ -462,7 +458,7 @@ PN_DEVICE void backward_weights(const Launch& l) {
   PN_FORWARD_TF32(K, S, 16)                                                                                           \
   PN_FORWARD_TF32(K, S, 32)                                                                                           \
   PN_FORWARD_TF32(K, S, 64)                                                                                           \
-  PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) {      \
+  PN_KERNEL __launch_bounds__(kMaxThreads, 3) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) {      \
     backward_weights<K, S>(l);                                                                                        \
   }
 PN_KERNELS(3, 1)

@@ -22,7 +22,7 @@ typedef float float4 __attribute__((ext_vector_type(4)));
 // A kernel: extern "C", so that the driver finds it by its name. It takes one struct by value.
 #define PN_KERNEL extern "C" __global__ void
 #define PN_DEVICE static __device__ __forceinline__
-#define PN_DEVICE_METHOD __device__ __forceinline__
+#define PN_DEVICE_MEMBER __device__ __forceinline__
 
 // Asynchronous copies and TF32 tensor-core products exist from sm_80 on.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -60,8 +60,6 @@ PN_DEVICE uint32_t shared_address(const void* p) {
 PN_DEVICE uint64_t global_address(const void* p) {
   return uint64_t(uintptr_t((__attribute__((address_space(1))) const void*)p));
 }
-// The value of the lane whose number differs in the bits of `mask`; all 32 lanes take part.
-PN_DEVICE float shuffle_xor(float value, int mask) { return __nvvm_shfl_sync_bfly_f32(~0u, value, mask, 31); }
 #else
 PN_DEVICE Index thread_index() { return {int(threadIdx.x), int(threadIdx.y), int(threadIdx.z)}; }
 PN_DEVICE Index block_index() { return {int(blockIdx.x), int(blockIdx.y), int(blockIdx.z)}; }
@@ -69,11 +67,30 @@ PN_DEVICE Index block_extent() { return {int(blockDim.x), int(blockDim.y), int(b
 PN_DEVICE Index grid_extent() { return {int(gridDim.x), int(gridDim.y), int(gridDim.z)}; }
 PN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 PN_DEVICE uint64_t global_address(const void* p) { return __cvta_generic_to_global(p); }
-PN_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 #endif
 
 // Waits for all threads of the block.
 PN_DEVICE void barrier() { __syncthreads(); }
+
+// The value of the lane whose number differs in the bits of the mask; all lanes of the warp must take part.
+PN_DEVICE int32_t shuffle_xor(int32_t value, int mask) {
+#if defined(__clang__)
+  return __nvvm_shfl_sync_bfly_i32(~0u, value, mask, 31);
+#else
+  return __shfl_xor_sync(~0u, value, mask);
+#endif
+}
+
+PN_DEVICE float shuffle_xor(float value, int mask) {
+  return __builtin_bit_cast(float, shuffle_xor(__builtin_bit_cast(int32_t, value), mask));
+}
+
+PN_DEVICE double shuffle_xor(double value, int mask) {
+  const int64_t bits = __builtin_bit_cast(int64_t, value);
+  const uint32_t low = uint32_t(shuffle_xor(int32_t(bits), mask)),
+                 high = uint32_t(shuffle_xor(int32_t(bits >> 32), mask));
+  return __builtin_bit_cast(double, uint64_t(high) << 32 | low);
+}
 
 template <class T>
 PN_DEVICE T min(T a, T b) {

@@ -1,0 +1,8 @@
+namespace PerturbNas.Backends.Cuda;
+
+public sealed partial class CudaBackend
+{
+    public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a) => throw NotSupported("depthwise_pointwise_forward");
+
+    public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a) => throw NotSupported("depthwise_pointwise_backward");
+}

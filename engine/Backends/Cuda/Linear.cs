@@ -1,0 +1,8 @@
+namespace PerturbNas.Backends.Cuda;
+
+public sealed partial class CudaBackend
+{
+    public override void LinearForward(in LinearArgs a) => throw NotSupported("linear_forward");
+
+    public override void LinearBackward(in LinearArgs a) => throw NotSupported("linear_backward");
+}

@@ -15,11 +15,16 @@ struct TileStatistics {
 };
 
 // out [outer, count] = the sum over `parts` of partial [outer, parts, count].
-struct PartialSums {
+struct PartialSum {
   const float* partial;
   float* out;
   int64_t count;
   int32_t outer, parts;
+};
+
+// Block y works on sum y.
+struct PartialSums {
+  PartialSum sums[3];
 };
 
 }  // namespace
@@ -50,18 +55,23 @@ PN_KERNEL __launch_bounds__(128) merge_statistics(const TileStatistics a) {
   to[a.channels] = squares;
 }
 
-// A block is 32 x 4 threads: 32 neighbouring sums, of each of which four threads add up a quarter.
-PN_KERNEL __launch_bounds__(128) sum_partials(const PartialSums a) {
+// A block is 32 x 8 threads: 32 neighbouring sums, of each of which eight threads add up an eighth.
+PN_KERNEL __launch_bounds__(256) sum_partials(const PartialSums sums) {
   float* memory = pn_shared;
   const Index t = thread_index();
+  PartialSum a = sums.sums[0];
+  if (block_index().y == 1) a = sums.sums[1];
+  if (block_index().y == 2) a = sums.sums[2];
   const int64_t i = int64_t(block_index().x) * 32 + t.x, outer = i / a.count;
   const bool exists = outer < a.outer;
   float total = 0.0f;
   if (exists) {
     const float* from = a.partial + outer * a.parts * a.count + (i - outer * a.count);
-    for (int part = a.parts * t.y / 4; part < a.parts * (t.y + 1) / 4; part++) total += from[part * a.count];
+    for (int part = a.parts * t.y / 8; part < a.parts * (t.y + 1) / 8; part++) total += from[part * a.count];
   }
   memory[t.y * 32 + t.x] = total;
   barrier();
-  if (t.y == 0 && exists) a.out[i] = (memory[t.x] + memory[32 + t.x]) + (memory[64 + t.x] + memory[96 + t.x]);
+  if (t.y != 0 || !exists) return;
+  for (int other = 1; other < 8; other++) total += memory[other * 32 + t.x];
+  a.out[i] = total;
 }

@@ -2,7 +2,7 @@ using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void ConvolutionForward(in ConvolutionArgs a)
     {

@@ -2,7 +2,7 @@ using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public sealed unsafe partial class CudaBackend
+public unsafe partial class CudaBackend
 {
     private const int TileRows = 8;
 

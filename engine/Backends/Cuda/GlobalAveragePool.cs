@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a) => throw NotSupported("global_average_pool_forward");
 

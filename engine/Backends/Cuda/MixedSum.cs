@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void MixedSumForward(in MixedSumArgs a) => throw NotSupported("mixed_sum_forward");
 

@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void SgdStep(in SgdArgs a) => throw NotSupported("sgd_step");
 

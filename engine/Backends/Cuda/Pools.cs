@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void MaxPoolForward(in PoolArgs a) => throw NotSupported("max_pool_3x3_forward");
 

@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 namespace PerturbNas.Backends.Cuda;
 
 // What the convolutions share on the host's side: see kernels/cuda/matrix.h and kernels/cuda/partials.cu.
-public sealed unsafe partial class CudaBackend
+public unsafe partial class CudaBackend
 {
     /// <summary>Channels of a chunk (kDepth).</summary>
     private const int Chunk = 16;

@@ -1,6 +1,6 @@
 // Optional ReLU - dense convolution with statistics, and its gradients, as products of matrices whose rows (the values
-// that an output pixel reads, or an input pixel's gradient comes from) are gathered chunk by chunk. Forward, a tile is a
-// run of output pixels of one image, backward of all images.
+// that an output pixel reads, or an input pixel's gradient comes from) are gathered chunk by chunk. Forward, a tile is
+// a run of output pixels of one image, backward of all images.
 #include "cuda/matrix.h"
 
 namespace {
@@ -9,8 +9,8 @@ using namespace pn;
 
 struct Launch {
   pn_convolution a;
-  float* sums;      // forward: statistics of every tile
-  float* d_weight;  // partial sums of every group of tiles
+  float* sums;                           // forward: statistics of every tile
+  float* d_weight;                       // partial sums of every group of tiles
   int32_t out_height, out_width, tiles;  // tiles of an image
   int32_t depth;                         // KH * KW * Cin
   int32_t columns, groups;               // gradient of weights: output channels of a block, groups of tiles
@@ -63,9 +63,9 @@ struct ForwardSource {
   Window windows[kLoads];
   int column0, columns, k;
 
-  PN_DEVICE_MEMBER bool next() { return (k += kDepth) < l.depth; }
-  PN_DEVICE_MEMBER void load_pixels(float4 (&v)[kLoads]) const { load_input(v, l, windows, k); }
-  PN_DEVICE_MEMBER void load_weights(float* w) const {
+  PN_DEVICE_METHOD bool next() { return (k += kDepth) < l.depth; }
+  PN_DEVICE_METHOD void load_pixels(float4 (&v)[kLoads]) const { load_input(v, l, windows, k); }
+  PN_DEVICE_METHOD void load_weights(float* w) const {
     pn::load_weights<kColumns>(w, l.a.weight + int64_t(k) * l.a.out_channels + column0, l.a.out_channels, l.depth - k,
                                columns);
   }
@@ -122,13 +122,13 @@ struct BackwardSource {
   int column0, columns;  // input channels
   int tap, channel;
 
-  PN_DEVICE_MEMBER bool next() {
+  PN_DEVICE_METHOD bool next() {
     channel += kDepth;
     if (channel < l.a.out_channels) return true;
     channel = 0;
     return ++tap < l.a.kernel_h * l.a.kernel_w;
   }
-  PN_DEVICE_MEMBER void load_pixels(float4 (&v)[kLoads]) const {
+  PN_DEVICE_METHOD void load_pixels(float4 (&v)[kLoads]) const {
     const int ky = tap / l.a.kernel_w, kx = tap - ky * l.a.kernel_w, c = channel + loaded_quad() * 4;
 #pragma unroll
     for (int u = 0; u < kLoads; u++) {
@@ -141,7 +141,7 @@ struct BackwardSource {
                              l.a.out_channels - c);
     }
   }
-  PN_DEVICE_MEMBER void load_weights(float* w) const {
+  PN_DEVICE_METHOD void load_weights(float* w) const {
     load_transposed_weights<kColumns>(
         w, l.a.weight + (int64_t(tap) * l.a.in_channels + column0) * l.a.out_channels + channel, l.a.out_channels,
         l.a.out_channels - channel, columns);
@@ -174,7 +174,8 @@ PN_DEVICE void backward_input(const Launch& l) {
   }
 }
 
-// The gradient of a chunk of the weights' rows (block y) and of l.columns output channels (block z) over a group of tiles.
+// The gradient of a chunk of the weights' rows (block y) and of l.columns output channels (block z) over a group of
+// tiles.
 PN_DEVICE void backward_weights(const Launch& l) {
   float* tile = pn_shared;
   float* dy = tile + block_extent().x * kDepth;
@@ -208,14 +209,14 @@ PN_DEVICE void backward_weights(const Launch& l) {
 
 }  // namespace
 
-#define PN_KERNELS(COLUMNS, SUFFIX, TF32)                                                                          \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                  \
-      convolution_forward_c##COLUMNS##SUFFIX(const Launch l) {                                                     \
-    forward<COLUMNS, TF32>(l);                                                                                     \
-  }                                                                                                                \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                  \
-      convolution_backward_input_c##COLUMNS##SUFFIX(const Launch l) {                                              \
-    backward_input<COLUMNS, TF32>(l);                                                                              \
+#define PN_KERNELS(COLUMNS, SUFFIX, TF32)                             \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)     \
+      convolution_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
+    forward<COLUMNS, TF32>(l);                                        \
+  }                                                                   \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)     \
+      convolution_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
+    backward_input<COLUMNS, TF32>(l);                                 \
   }
 PN_KERNELS(16, , false)
 PN_KERNELS(32, , false)

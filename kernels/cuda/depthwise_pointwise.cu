@@ -1,12 +1,12 @@
 // ReLU - depthwise convolution - pointwise convolution with statistics, in one pass over tiles of an image; and its
-// gradients, in three: that of the depthwise result (dz, by pointwise_backward_input), from it that of x, and that of the
-// weights.
+// gradients, in three: that of the depthwise result (dz, by pointwise_backward_input), from it that of x, and that of
+// the weights.
 //
 // A tile is 8 rows of 8 or 16 pixels, as many as the block has threads. In shared memory lie a chunk of 16 channels of
 // what the tile reads (the window: normalised, rectified, zero outside the image), the kernel's taps for them, the
-// depthwise result, and a chunk of the pointwise weights. For the depthwise convolution a thread has one quad of channels
-// and four pixels of a row, a dilation apart, so that each value it loads serves up to K taps; with dilation 2 the
-// window's even columns lie before the odd ones, so that those four are neighbours.
+// depthwise result, and a chunk of the pointwise weights. For the depthwise convolution a thread has one quad of
+// channels and four pixels of a row, a dilation apart, so that each value it loads serves up to K taps; with dilation 2
+// the window's even columns lie before the odd ones, so that those four are neighbours.
 //
 // A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): forward, it is
 // an ordinary one on that grid, of which the host gives the extents and the `step`.
@@ -32,13 +32,13 @@ struct Tiles {
 struct Launch {
   pn_depthwise_pointwise a;
   Tiles tiles;
-  float* sums;                      // forward: statistics of every tile; backward: its gradient sums
-  float* dz;                        // [N, OH, OW, Cin]
+  float* sums;                       // forward: statistics of every tile; backward: its gradient sums
+  float* dz;                         // [N, OH, OW, Cin]
   float *d_depthwise, *d_pointwise;  // partial sums of every group of tiles
   int32_t out_height, out_width;
-  int32_t height, width, step;         // grid
+  int32_t height, width, step;                // grid
   int32_t dilation, dilation_shift, padding;  // on the grid; the shift is dilation - 1
-  int32_t columns, groups;             // of a block: pointwise output channels; gradient of weights: groups of tiles
+  int32_t columns, groups;  // of a block: pointwise output channels; gradient of weights: groups of tiles
 };
 
 // The image and tile of a block.
@@ -47,7 +47,7 @@ struct Place {
   int row, column;   // of the tile's first pixel
   int rows, pixels;  // inside the image
 
-  PN_DEVICE_MEMBER Place(const Tiles& tiles, int64_t index, int height, int width) {
+  PN_DEVICE_METHOD Place(const Tiles& tiles, int64_t index, int height, int width) {
     image = index / tiles.count;
     const int tile = int(index - image * tiles.count);
     row = tile / tiles.across * kTileRows;
@@ -55,7 +55,7 @@ struct Place {
     rows = min(kTileRows, height - row);
     pixels = min(1 << tiles.width_shift, width - column);
   }
-  PN_DEVICE_MEMBER bool holds(int r, int c) const { return r < rows && c < pixels; }
+  PN_DEVICE_METHOD bool holds(int r, int c) const { return r < rows && c < pixels; }
 };
 
 // What a thread does in a depthwise convolution.
@@ -63,7 +63,7 @@ struct Strip {
   int quad, row, column;  // of the first of four pixels, which are a dilation apart
   int position;           // of that column in the window, for stride 1
 
-  PN_DEVICE_MEMBER Strip(const Launch& l) {
+  PN_DEVICE_METHOD Strip(const Launch& l) {
     const int t = thread_index().x, s = t >> 5, shift = l.dilation_shift;
     quad = t & 3;
     row = t >> 2 & 7;
@@ -72,8 +72,8 @@ struct Strip {
   }
 };
 
-// window = the pixels from (top, left) on of an image [height, width] of which neighbours in a row are `pixel_step` and in
-// a column `line_step` floats apart, `count` channels, as f(quad) makes them, zero outside of the image.
+// window = the pixels from (top, left) on of an image [height, width] of which neighbours in a row are `pixel_step` and
+// in a column `line_step` floats apart, `count` channels, as f(quad) makes them, zero outside of the image.
 template <class F>
 PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift, const float* image, int top, int left,
                            int height, int width, int64_t line_step, int pixel_step, int count, bool aligned, F f) {
@@ -88,7 +88,8 @@ PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift
       const int y = top + row, x = left + column;
       const bool inside = i < pixels && y >= 0 && y < height && x >= 0 && x < width;
       v[u] = zero4();
-      if (inside) v[u] = f(load_channels(image + y * line_step + int64_t(x) * pixel_step + quad * 4, count - quad * 4, aligned));
+      if (inside)
+        v[u] = f(load_channels(image + y * line_step + int64_t(x) * pixel_step + quad * 4, count - quad * 4, aligned));
       to[u] = row * tiles.row_step +
               ((column & dilation_shift) * tiles.odd_columns + (column >> dilation_shift)) * kDepth + quad * 4;
     }
@@ -110,8 +111,8 @@ PN_DEVICE void load_input(float* window, const Launch& l, const Place& place, in
     scale = load_channels(rows, count - quad * 4, aligned);
     shift = load_channels(rows + channels, count - quad * 4, aligned);
   }
-  load_window(window, l.tiles, l.dilation_shift, x, top, left, l.height, l.width, int64_t(l.step) * l.a.width * channels,
-              l.step * channels, count, aligned, [=](float4 v) {
+  load_window(window, l.tiles, l.dilation_shift, x, top, left, l.height, l.width,
+              int64_t(l.step) * l.a.width * channels, l.step * channels, count, aligned, [=](float4 v) {
                 return make4(relu(scale.x * v.x + shift.x), relu(scale.y * v.y + shift.y),
                              relu(scale.z * v.z + shift.z), relu(scale.w * v.w + shift.w));
               });
@@ -134,7 +135,8 @@ PN_DEVICE void load_taps(float* taps, const Launch& l, int count, int channel, b
 
 // sum[i] = the depthwise convolution at the strip's pixel i.
 template <int K, int S>
-PN_DEVICE void depthwise(float4 (&sum)[4], const Launch& l, const Strip& strip, const float* window, const float* taps) {
+PN_DEVICE void depthwise(float4 (&sum)[4], const Launch& l, const Strip& strip, const float* window,
+                         const float* taps) {
   constexpr int kRowsUnrolled = K == 3 ? 3 : 1;
 #pragma unroll
   for (int i = 0; i < 4; i++) sum[i] = zero4();
@@ -215,7 +217,8 @@ PN_DEVICE void forward(const Launch& l) {
 PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, const Place& place, int row, int column,
                                      int apart, int channel, float* memory) {
   const int channels = l.a.in_channels, t = thread_index().x, quad = t & 3, count = channels - channel - quad * 4;
-  const bool aligned = (channels & 3) == 0 && is_aligned16(l.a.x) && is_aligned16(l.a.dx) && is_aligned16(l.a.x_normalization);
+  const bool aligned =
+      (channels & 3) == 0 && is_aligned16(l.a.x) && is_aligned16(l.a.dx) && is_aligned16(l.a.x_normalization);
   float4 scale = make4(1.0f, 1.0f, 1.0f, 1.0f), shift = zero4(), deviation = zero4(), mean = zero4();
   if (l.a.x_normalization) {
     const float* rows = l.a.x_normalization + channel + quad * 4;
@@ -228,8 +231,9 @@ PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, cons
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     if (!place.holds(row, column + i * apart)) continue;
-    const int64_t at = ((place.image * l.a.height + place.row + row) * l.a.width + place.column + column + i * apart) * channels +
-                       channel + quad * 4;
+    const int64_t at =
+        ((place.image * l.a.height + place.row + row) * l.a.width + place.column + column + i * apart) * channels +
+        channel + quad * 4;
     const float4 x = load_channels(l.a.x + at, count, aligned);
     float4 v = make4(scale.x * x.x + shift.x > 0.0f ? d[i].x : 0.0f, scale.y * x.y + shift.y > 0.0f ? d[i].y : 0.0f,
                      scale.z * x.z + shift.z > 0.0f ? d[i].z : 0.0f, scale.w * x.w + shift.w > 0.0f ? d[i].w : 0.0f);
@@ -276,8 +280,9 @@ PN_DEVICE void backward_input(const Launch& l) {
   const int channel = block_index().y * kDepth, channels = l.a.in_channels;
   load_taps(taps, l, K * K, channel, true);
   load_window(window, l.tiles, l.dilation_shift, l.dz + place.image * l.out_height * l.out_width * channels + channel,
-              place.row - l.padding, place.column - l.padding, l.out_height, l.out_width, int64_t(l.out_width) * channels,
-              channels, channels - channel, (channels & 3) == 0, [](float4 v) { return v; });
+              place.row - l.padding, place.column - l.padding, l.out_height, l.out_width,
+              int64_t(l.out_width) * channels, channels, channels - channel, (channels & 3) == 0,
+              [](float4 v) { return v; });
   copies_done();
   barrier();
   const Strip strip(l);
@@ -291,7 +296,7 @@ PN_DEVICE void backward_input(const Launch& l) {
 struct StridedTaps {
   int first, step, end;
 
-  PN_DEVICE_MEMBER StridedTaps(int u, int kernel, int dilation) {
+  PN_DEVICE_METHOD StridedTaps(int u, int kernel, int dilation) {
     first = dilation == 1 ? u & 1 : 0;
     step = 3 - dilation;
     end = dilation == 2 && (u & 1) ? 0 : kernel;
@@ -337,14 +342,14 @@ template <int K, int S>
 struct TapGradient {
   float4 sum[K];
 
-  PN_DEVICE_MEMBER void clear() {
+  PN_DEVICE_METHOD void clear() {
 #pragma unroll
     for (int kx = 0; kx < K; kx++) sum[kx] = zero4();
   }
   // Threads are numbered quad first, then odd and even rows, then rows of the kernel; those left over do nothing.
-  static PN_DEVICE_MEMBER int parts() { return (block_extent().x >> 3) / K; }
+  static PN_DEVICE_METHOD int parts() { return (block_extent().x >> 3) / K; }
 
-  PN_DEVICE_MEMBER void add(const Launch& l, const float* window, const float* dz) {
+  PN_DEVICE_METHOD void add(const Launch& l, const float* window, const float* dz) {
     const int t = thread_index().x, quad = t & 3, odd = t >> 2 & 1, ky = (t >> 3) % K, part = (t >> 3) / K;
     const int shift = l.dilation_shift, step = (1 << l.tiles.width_shift) + 1;
     if (part >= parts()) return;
@@ -367,7 +372,7 @@ struct TapGradient {
   }
 
   // out [K*K][channels] = the block's sum. Takes 4 * K floats of shared memory a thread.
-  PN_DEVICE_MEMBER void finish(float* memory, float* out, int channels, int count) const {
+  PN_DEVICE_METHOD void finish(float* memory, float* out, int channels, int count) const {
     const int t = thread_index().x;
 #pragma unroll
     for (int kx = 0; kx < K; kx++) store4(memory + ((t >> 2) * K + kx) * kDepth + (t & 3) * 4, sum[kx]);
@@ -429,37 +434,37 @@ PN_DEVICE void backward_weights(const Launch& l) {
   }
   const int64_t rows = min(kDepth, channels - channel);
   if (want_matrix)
-    matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0, out_channels,
-                  rows, columns);
+    matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0,
+                  out_channels, rows, columns);
   if (want_matrix && want_taps) barrier();
   if (want_taps) tap_gradient.finish(pn_shared, l.d_depthwise + group * K * K * channels + channel, channels, rows);
 }
 
 }  // namespace
 
-#define PN_FORWARD(K, S, COLUMNS)                                                                                     \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                     \
-      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS(const Launch l) {                                          \
-    forward<K, S, COLUMNS, false>(l);                                                                                 \
+#define PN_FORWARD(K, S, COLUMNS)                                            \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)            \
+      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS(const Launch l) { \
+    forward<K, S, COLUMNS, false>(l);                                        \
   }
 #if PN_SM80
-#define PN_FORWARD_TF32(K, S, COLUMNS)                                                                                \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                     \
-      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS##_tf32(const Launch l) {                                   \
-    forward<K, S, COLUMNS, true>(l);                                                                                  \
+#define PN_FORWARD_TF32(K, S, COLUMNS)                                              \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                   \
+      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS##_tf32(const Launch l) { \
+    forward<K, S, COLUMNS, true>(l);                                                \
   }
 #else
 #define PN_FORWARD_TF32(K, S, COLUMNS)
 #endif
-#define PN_KERNELS(K, S)                                                                                              \
-  PN_FORWARD(K, S, 16)                                                                                                \
-  PN_FORWARD(K, S, 32)                                                                                                \
-  PN_FORWARD(K, S, 64)                                                                                                \
-  PN_FORWARD_TF32(K, S, 16)                                                                                           \
-  PN_FORWARD_TF32(K, S, 32)                                                                                           \
-  PN_FORWARD_TF32(K, S, 64)                                                                                           \
-  PN_KERNEL __launch_bounds__(kMaxThreads, 3) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) {      \
-    backward_weights<K, S>(l);                                                                                        \
+#define PN_KERNELS(K, S)                                                                                         \
+  PN_FORWARD(K, S, 16)                                                                                           \
+  PN_FORWARD(K, S, 32)                                                                                           \
+  PN_FORWARD(K, S, 64)                                                                                           \
+  PN_FORWARD_TF32(K, S, 16)                                                                                      \
+  PN_FORWARD_TF32(K, S, 32)                                                                                      \
+  PN_FORWARD_TF32(K, S, 64)                                                                                      \
+  PN_KERNEL __launch_bounds__(kMaxThreads, 3) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) { \
+    backward_weights<K, S>(l);                                                                                   \
   }
 PN_KERNELS(3, 1)
 PN_KERNELS(3, 2)
@@ -468,9 +473,15 @@ PN_KERNELS(5, 2)
 PN_KERNELS(7, 1)
 PN_KERNELS(7, 2)
 
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k3(const Launch l) { backward_input<3>(l); }
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k5(const Launch l) { backward_input<5>(l); }
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k7(const Launch l) { backward_input<7>(l); }
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k3(const Launch l) {
+  backward_input<3>(l);
+}
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k5(const Launch l) {
+  backward_input<5>(l);
+}
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k7(const Launch l) {
+  backward_input<7>(l);
+}
 PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_strided_input(const Launch l) {
   backward_strided_input(l);
 }

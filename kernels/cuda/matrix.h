@@ -1,5 +1,5 @@
-// What the convolutions share: the product of a tile of pixels with a block of weights, the gradient of such weights, and
-// the passes between a tile and the activations.
+// What the convolutions share: the product of a tile of pixels with a block of weights, the gradient of such weights,
+// and the passes between a tile and the activations.
 //
 // A thread block works on as many pixels as it has threads (64 or 128). Depth (input channels, or taps times channels)
 // is taken in chunks of kDepth; a chunk of a tile lies in shared memory as [pixel][kDepth] floats, with the four quads
@@ -21,7 +21,7 @@ PN_DEVICE int tile_offset(int pixel, int q) { return pixel * kDepth + ((q ^ (pix
 template <int kColumns>
 constexpr int kWeightStep = kColumns + 8;
 template <int kColumns>
-constexpr int kWeightFloats = kDepth * kWeightStep<kColumns>;
+constexpr int kWeightFloats = kDepth* kWeightStep<kColumns>;
 
 // weights [kDepth][kWeightStep] = `rows` x `columns` of source (row k at source + k * step), the rest zero.
 template <int kColumns>
@@ -55,8 +55,9 @@ PN_DEVICE void load_transposed_weights(float* weights, const float* source, int 
   }
 }
 
-// A tile's product with kColumns columns of weights: every thread holds kPixels x kOwn sums, kColumns in all, by float32
-// multiply-adds or, with kTf32, by the tensor cores. Lanes whose numbers are equal modulo kGroups hold the same columns.
+// A tile's product with kColumns columns of weights: every thread holds kPixels x kOwn sums, kColumns in all, by
+// float32 multiply-adds or, with kTf32, by the tensor cores. Lanes whose numbers are equal modulo kGroups hold the same
+// columns.
 template <int kColumns, bool kTf32>
 struct Product {
   static constexpr int kGroups = kTf32 || kColumns < 64 ? 4 : 8;
@@ -66,7 +67,7 @@ struct Product {
 
   float sum[kPixels][kOwn];
 
-  PN_DEVICE_MEMBER void clear() {
+  PN_DEVICE_METHOD void clear() {
 #pragma unroll
     for (int i = 0; i < kPixels; i++)
 #pragma unroll
@@ -74,12 +75,12 @@ struct Product {
   }
 
   // The pixel and the column of sum[i][j].
-  PN_DEVICE_MEMBER int pixel(int i) const {
+  PN_DEVICE_METHOD int pixel(int i) const {
     const int t = thread_index().x;
     if (kTf32) return (t & ~31) + i * 8 + (t >> 2 & 7);
     return t / kGroups + i * (block_extent().x / kGroups);
   }
-  PN_DEVICE_MEMBER int column(int j) const {
+  PN_DEVICE_METHOD int column(int j) const {
     const int group = thread_index().x % kGroups;
     if (kTf32) return (j >> 1) * 8 + group * 2 + (j & 1);
     return (j >> 2) * (kColumns / 2) + group * 4 + (j & 3);
@@ -87,7 +88,7 @@ struct Product {
 
   // Adds the product of a chunk of the tile and of the weights. Pixel p lies at place p + (p >> row_shift) of the tile
   // (a tile of rows may have one place between them).
-  PN_DEVICE_MEMBER void add(const float* tile, int row_shift, const float* weights, int depth) {
+  PN_DEVICE_METHOD void add(const float* tile, int row_shift, const float* weights, int depth) {
     if constexpr (kTf32) {
 #if PN_SM80
       const int lane = thread_index().x & 31, row = lane >> 2, place = lane & 3;
@@ -142,9 +143,9 @@ struct Product {
     }
   }
 
-  // v = kVector neighbouring values of a row, of which `columns` (from column 0 on, which lies at `row`) exist, at the place
-  // of sum[..][j].
-  PN_DEVICE_MEMBER void load(float (&v)[kVector], const float* row, int j, int columns, bool aligned) const {
+  // v = kVector neighbouring values of a row, of which `columns` (from column 0 on, which lies at `row`) exist, at the
+  // place of sum[..][j].
+  PN_DEVICE_METHOD void load(float (&v)[kVector], const float* row, int j, int columns, bool aligned) const {
     const int first = column(j);
     const float* from = row + first;
     if (aligned && first < columns) {
@@ -162,7 +163,7 @@ struct Product {
   }
 
   // Stores sum[i][j] and its neighbours likewise.
-  PN_DEVICE_MEMBER void store(float* row, int i, int j, int columns, bool aligned) const {
+  PN_DEVICE_METHOD void store(float* row, int i, int j, int columns, bool aligned) const {
     const int first = column(j);
     float* to = row + first;
     if (aligned && first < columns) {
@@ -182,7 +183,7 @@ struct Product {
 
   // Stores pixel i's sums as the gradient of an activation: zero where x <= 0 (x may be null: no ReLU), added to where
   // `accumulate` is set.
-  PN_DEVICE_MEMBER void store_gradient(float* dx, const float* x, int i, int columns, bool aligned, bool accumulate) {
+  PN_DEVICE_METHOD void store_gradient(float* dx, const float* x, int i, int columns, bool aligned, bool accumulate) {
 #pragma unroll
     for (int j = 0; j < kOwn; j += kVector) {
       float v[kVector];
@@ -212,10 +213,10 @@ PN_DEVICE void store_tile(float* tile, const float4 (&v)[kLoads]) {
   for (int u = 0; u < kLoads; u++) store4(tile + tile_offset(loaded_pixel(u), loaded_quad()), v[u]);
 }
 
-// product = the product of all chunks that the source has (one at least): source.next() goes on to the next one and tells
-// whether there is one, source.load_pixels(v) gives the thread's quads of the tile, source.load_weights(w) fills the
-// weights. The next chunk is loaded while one is multiplied. Returns shared memory that nobody uses any more, of kDepth
-// floats a thread.
+// product = the product of all chunks that the source has (one at least): source.next() goes on to the next one and
+// tells whether there is one, source.load_pixels(v) gives the thread's quads of the tile, source.load_weights(w) fills
+// the weights. The next chunk is loaded while one is multiplied. Returns shared memory that nobody uses any more, of
+// kDepth floats a thread.
 template <int kColumns, bool kTf32, class Source>
 PN_DEVICE float* multiply_chunks(Product<kColumns, kTf32>& product, Source& source) {
   const int tile_floats = block_extent().x * kDepth;
@@ -243,11 +244,11 @@ PN_DEVICE float* multiply_chunks(Product<kColumns, kTf32>& product, Source& sour
 
 // Shared memory that statistics() takes.
 template <int kColumns>
-constexpr int kStatisticsFloats = kColumns * (1 + 2 * kMaxThreads / 32);
+constexpr int kStatisticsFloats = kColumns*(1 + 2 * kMaxThreads / 32);
 
-// mean[c] and squares[c] = the mean of column c over the tile's `count` pixels and the sum of squared deviations from it;
-// bit i of `valid` tells whether the thread's pixel i counts, pixel 0 of the tile does. Values are taken relative to the
-// tile's first pixel, so that a large common mean costs no digits. All threads take part.
+// mean[c] and squares[c] = the mean of column c over the tile's `count` pixels and the sum of squared deviations from
+// it; bit i of `valid` tells whether the thread's pixel i counts, pixel 0 of the tile does. Values are taken relative
+// to the tile's first pixel, so that a large common mean costs no digits. All threads take part.
 template <int kColumns, bool kTf32>
 PN_DEVICE void statistics(const Product<kColumns, kTf32>& product, uint32_t valid, int count, int columns,
                           float* memory, float* mean, float* squares) {
@@ -299,7 +300,7 @@ struct PendingGradient {
   bool aligned;
 
   // Channels [channel, channel + count) of the pixel that begins at `at`.
-  PN_DEVICE_MEMBER float4 load(int64_t at, int channel, int count) const {
+  PN_DEVICE_METHOD float4 load(int64_t at, int channel, int count) const {
     const float4 v = load_channels(g + at + channel, count, aligned);
     if (!coefficients) return v;
     const float4 a = load_channels(coefficients + channel, count, aligned);
@@ -313,7 +314,7 @@ struct PendingGradient {
   // tile [pixels][step] = `columns` channels from `channel` on of pixels that begin at place(p), zero where that is
   // negative.
   template <class Place>
-  PN_DEVICE_MEMBER void load_tile(float* tile, int step, int channel, int columns, int pixels, Place place) const {
+  PN_DEVICE_METHOD void load_tile(float* tile, int step, int channel, int columns, int pixels, Place place) const {
     const int quads = step >> 2;
     for (int i = thread_index().x; i < pixels * quads; i += block_extent().x) {
       const int p = i / quads, c = (i - p * quads) * 4;
@@ -323,19 +324,19 @@ struct PendingGradient {
   }
 };
 
-// The gradient of kDepth x `columns` (16, 32 or 64) weights: the product of the transposed tile of inputs [pixel][kDepth]
-// and a tile of output gradients [pixel][columns]. `columns` threads share the result, 4 x 4 each; the block's threads
-// take turns in the pixels, and what they have is added up at the end.
+// The gradient of kDepth x `columns` (16, 32 or 64) weights: the product of the transposed tile of inputs
+// [pixel][kDepth] and a tile of output gradients [pixel][columns]. `columns` threads share the result, 4 x 4 each; the
+// block's threads take turns in the pixels, and what they have is added up at the end.
 struct WeightGradient {
   float sum[4][4];
 
-  PN_DEVICE_MEMBER void clear() {
+  PN_DEVICE_METHOD void clear() {
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++) sum[i][j] = 0.0f;
   }
-  PN_DEVICE_MEMBER void add(const float* tile, int row_shift, const float* gradient, int columns) {
+  PN_DEVICE_METHOD void add(const float* tile, int row_shift, const float* gradient, int columns) {
     const int t = thread_index().x, place = t % columns, q = place / (columns / 4);
     const float* d = gradient + place % (columns / 4) * 4;
     const int threads = block_extent().x;
@@ -349,9 +350,9 @@ struct WeightGradient {
         for (int j = 0; j < 4; j++) sum[i][j] += a[i] * b[j];
     }
   }
-  // out [rows][step] = the block's sum, of which `rows` and `limit` columns are wanted. Takes kDepth floats of shared memory
-  // a thread.
-  PN_DEVICE_MEMBER void finish(float* memory, int columns, float* out, int step, int rows, int limit) const {
+  // out [rows][step] = the block's sum, of which `rows` and `limit` columns are wanted. Takes kDepth floats of shared
+  // memory a thread.
+  PN_DEVICE_METHOD void finish(float* memory, int columns, float* out, int step, int rows, int limit) const {
     const int t = thread_index().x, place = t % columns, q = place / (columns / 4), c = place % (columns / 4) * 4;
     float* own = memory + t / columns * kDepth * columns + q * 4 * columns + c;
 #pragma unroll

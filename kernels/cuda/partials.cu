@@ -8,8 +8,8 @@ using namespace pn;
 // Statistics of the tiles of an image, to those of the image: every tile is `tile_height` x `tile_width` pixels but for
 // the last ones of a row and of a column.
 struct TileStatistics {
-  const float* partial;  // [images, tiles, 2, channels]
-  float* statistics;     // [images, 2, channels]
+  const float* partial;                    // [images, tiles, 2, channels]
+  float* statistics;                       // [images, 2, channels]
   int32_t images, channels, first, count;  // channels [first, first + count) are merged
   int32_t height, width, tile_height, tile_width;
 };

@@ -1,6 +1,6 @@
 // Optional ReLU - pointwise 1x1 convolution of a concatenation that never exists as a whole, with statistics; and its
-// gradients. A chunk of channels never spans two parts. Forward, a tile is a run of output pixels of one image; backward,
-// of all images.
+// gradients. A chunk of channels never spans two parts. Forward, a tile is a run of output pixels of one image;
+// backward, of all images.
 #include "cuda/matrix.h"
 
 namespace {
@@ -10,11 +10,12 @@ using namespace pn;
 struct Launch {
   pn_pointwise a;
   pn_part parts[8];
-  int32_t first_row[8];    // of the weights, of every part
-  int32_t first_block[8];  // backward_input: the block y with which every part begins; one that wants no gradient has none
-  float* sums;      // forward: statistics of every tile
-  float* d_weight;  // partial sums of every group of tiles
-  int32_t out_width, pixels, tiles;  // output pixels and tiles of an image
+  int32_t first_row[8];  // of the weights, of every part
+  int32_t
+      first_block[8];  // backward_input: the block y with which every part begins; one that wants no gradient has none
+  float* sums;         // forward: statistics of every tile
+  float* d_weight;     // partial sums of every group of tiles
+  int32_t out_width, pixels, tiles;      // output pixels and tiles of an image
   int32_t in_channels, columns, groups;  // gradient of weights: output channels of a block, groups of tiles
 };
 
@@ -30,7 +31,7 @@ PN_DEVICE int source_pixel(const Launch& l, int o) {
 struct Channels {
   int part = 0, first = -kDepth, row = 0;  // a part, a channel of it, and the weights' row of that
 
-  PN_DEVICE_MEMBER bool next(const Launch& l) {
+  PN_DEVICE_METHOD bool next(const Launch& l) {
     if (first >= 0) row += min(kDepth, l.parts[part].channels - first);
     first += kDepth;
     if (first < l.parts[part].channels) return true;
@@ -62,9 +63,9 @@ struct ForwardSource {
   int column0, columns;
   Channels chunk;
 
-  PN_DEVICE_MEMBER bool next() { return chunk.next(l); }
-  PN_DEVICE_MEMBER void load_pixels(float4 (&v)[kLoads]) const { load_input(v, l, chunk, variant, pixels); }
-  PN_DEVICE_MEMBER void load_weights(float* w) const {
+  PN_DEVICE_METHOD bool next() { return chunk.next(l); }
+  PN_DEVICE_METHOD void load_pixels(float4 (&v)[kLoads]) const { load_input(v, l, chunk, variant, pixels); }
+  PN_DEVICE_METHOD void load_weights(float* w) const {
     pn::load_weights<kColumns>(w, l.a.weight + int64_t(chunk.row) * l.a.out_channels + column0, l.a.out_channels,
                                min(kDepth, l.parts[chunk.part].channels - chunk.first), columns);
   }
@@ -73,7 +74,8 @@ struct ForwardSource {
 template <int kColumns, bool kTf32>
 PN_DEVICE void forward(const Launch& l) {
   const int64_t image = block_index().x / l.tiles;  // of all variants
-  const int first = int(block_index().x - image * l.tiles) * block_extent().x, count = min(block_extent().x, l.pixels - first);
+  const int first = int(block_index().x - image * l.tiles) * block_extent().x,
+            count = min(block_extent().x, l.pixels - first);
   ForwardSource<kColumns> source = {l, image / l.a.images, {}, block_index().y * kColumns, 0, {}};
   source.columns = min(kColumns, l.a.out_channels - source.column0);
 #pragma unroll
@@ -118,8 +120,8 @@ struct BackwardSource {
   int row, columns;      // of the weights: input channels
   int channel;
 
-  PN_DEVICE_MEMBER bool next() { return (channel += kDepth) < l.a.out_channels; }
-  PN_DEVICE_MEMBER void load_pixels(float4 (&v)[kLoads]) const {
+  PN_DEVICE_METHOD bool next() { return (channel += kDepth) < l.a.out_channels; }
+  PN_DEVICE_METHOD void load_pixels(float4 (&v)[kLoads]) const {
     const int c = channel + loaded_quad() * 4;
 #pragma unroll
     for (int u = 0; u < kLoads; u++) {
@@ -128,7 +130,7 @@ struct BackwardSource {
         v[u] = gradient.load((first + loaded_pixel(u)) * l.a.y_channels, c, l.a.out_channels - c);
     }
   }
-  PN_DEVICE_MEMBER void load_weights(float* w) const {
+  PN_DEVICE_METHOD void load_weights(float* w) const {
     load_transposed_weights<kColumns>(w, l.a.weight + int64_t(row) * l.a.out_channels + channel, l.a.out_channels,
                                       l.a.out_channels - channel, columns);
   }
@@ -139,7 +141,8 @@ PN_DEVICE void backward_input(const Launch& l) {
   int index = 0, row = 0, block = block_index().y;
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    if (block_index().y >= l.first_block[i]) index = i, row = l.first_row[i], block = block_index().y - l.first_block[i];
+    if (block_index().y >= l.first_block[i])
+      index = i, row = l.first_row[i], block = block_index().y - l.first_block[i];
   const pn_part part = l.parts[index];
   const int column0 = block * kColumns, columns = min(kColumns, part.channels - column0);
   const int64_t first = int64_t(block_index().x) * block_extent().x;
@@ -169,7 +172,8 @@ PN_DEVICE void backward_weights(const Launch& l) {
   const PendingGradient gradient = output_gradient(l);
   const int column0 = block_index().z * l.columns, columns = min(l.columns, l.a.out_channels - column0);
   const int threads = block_extent().x;
-  const int64_t count = int64_t(l.a.images) * l.pixels, tiles = (count + threads - 1) / threads, group = block_index().x;
+  const int64_t count = int64_t(l.a.images) * l.pixels, tiles = (count + threads - 1) / threads,
+                group = block_index().x;
   WeightGradient sum;
   sum.clear();
   for (int64_t i = group * tiles / l.groups; i < (group + 1) * tiles / l.groups; i++) {
@@ -196,13 +200,14 @@ PN_DEVICE void backward_weights(const Launch& l) {
 
 }  // namespace
 
-#define PN_KERNELS(COLUMNS, SUFFIX, TF32)                                                                         \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4) pointwise_forward_c##COLUMNS##SUFFIX(const Launch l) { \
-    forward<COLUMNS, TF32>(l);                                                                                    \
-  }                                                                                                               \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                 \
-      pointwise_backward_input_c##COLUMNS##SUFFIX(const Launch l) {                                               \
-    backward_input<COLUMNS, TF32>(l);                                                                             \
+#define PN_KERNELS(COLUMNS, SUFFIX, TF32)                           \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)   \
+      pointwise_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
+    forward<COLUMNS, TF32>(l);                                      \
+  }                                                                 \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)   \
+      pointwise_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
+    backward_input<COLUMNS, TF32>(l);                               \
   }
 PN_KERNELS(16, , false)
 PN_KERNELS(32, , false)

@@ -10,9 +10,9 @@ public sealed unsafe partial class CudaBackend
     {
         CheckMixedSum(a);
         Require(a.Out != 0, "out is null");
-        // With variants, a thread has fewer pixels, but of up to so many variants.
+        // With variants, a thread has one pixel, but of up to so many variants.
         const int variants = 8;
-        var (kernel, pixels) = a.Variants == 1 ? ("mixed_sum_forward", 4) : ("mixed_sum_forward_variants", 2);
+        var (kernel, pixels) = a.Variants == 1 ? ("mixed_sum_forward", 4) : ("mixed_sum_forward_variants", 1);
         var launch = new MixedSumLaunch(a);
         var block = ChannelBlock.For(a.Channels, (long)a.Images * a.Pixels, MixedSumThreads, MixedSumChannels, launch.Unit);
         var blocks = ChannelBlock.Blocks((long)a.Images * a.Pixels, block.Rows * pixels);

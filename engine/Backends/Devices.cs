@@ -18,8 +18,11 @@ public enum DeviceKind
 /// <summary>The devices by their names, and the backend of each.</summary>
 public static class Devices
 {
-    /// <summary>The name that leaves the choice to the program.</summary>
+    /// <summary>The name that leaves the choice to the program: CUDA where a device can be used, else the CPU.</summary>
     public const string Auto = "auto";
+
+    /// <summary>Environment variable that replaces <see cref="Auto"/>.</summary>
+    public const string Variable = "PERTURBNAS_DEVICE";
 
     private static readonly string[] KindNames = ["cpu", "cuda", "cuda-emulated"];
 
@@ -29,13 +32,16 @@ public static class Devices
     public static string NameOf(DeviceKind kind) => KindNames[(int)kind];
 
     /// <summary>The backend of a device.</summary>
-    /// <param name="name">One of <see cref="Names"/>; "auto" is CUDA where a device can be used, else the CPU.</param>
+    /// <param name="name">One of <see cref="Names"/>.</param>
     /// <param name="threads">Worker threads of the CPU; 0: one per processor.</param>
+    /// <param name="note">Is told in a line what was chosen where the choice was left to the program.</param>
     /// <exception cref="UserException">The device cannot be used.</exception>
-    public static Backend Create(string name, int threads = 0)
+    public static Backend Create(string name, int threads = 0, Action<string>? note = null)
     {
+        if (name == Auto && Environment.GetEnvironmentVariable(Variable) is { Length: > 0 } replacement)
+            name = replacement;
         if (name == Auto)
-            return TryCuda() ?? new CpuBackend(threads);
+            return Choose(threads, note);
         return Array.IndexOf(KindNames, name) switch
         {
             (int)DeviceKind.Cpu => new CpuBackend(threads),
@@ -45,17 +51,21 @@ public static class Devices
         };
     }
 
-    private static Backend? TryCuda()
+    private static Backend Choose(int threads, Action<string>? note)
     {
-        if (!CudaDevice.MayExist(DeviceKind.Cuda))
-            return null;
+        Backend backend;
+        var reason = "";
         try
         {
-            return new CudaBackend(DeviceKind.Cuda);
+            // Without a device file there is no driver to ask.
+            backend = CudaDevice.MayExist ? new CudaBackend(DeviceKind.Cuda) : new CpuBackend(threads);
         }
-        catch (UserException)
+        catch (UserException e)
         {
-            return null;
+            backend = new CpuBackend(threads);
+            reason = $"; not cuda: {e.Message.TrimEnd('.')}";
         }
+        note?.Invoke($"device: {backend.Description}{reason}");
+        return backend;
     }
 }

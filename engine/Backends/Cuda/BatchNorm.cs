@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     // A block has few channels, so that many rows of threads share the images.
     private const int BatchNormThreads = 256, BatchNormChannels = 32;

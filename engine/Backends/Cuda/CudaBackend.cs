@@ -8,7 +8,7 @@ namespace PerturbNas.Backends.Cuda;
 /// launching; each operator checks its arguments and chooses its grid in a file of its own. One thread at a time may call kernels;
 /// <see cref="Free"/> may come from any thread.
 /// </summary>
-public sealed unsafe partial class CudaBackend : Backend
+public unsafe partial class CudaBackend : Backend
 {
     /// <summary>Bytes of arguments that a launch can take.</summary>
     private const int ArgumentLimit = 4096;
@@ -23,37 +23,83 @@ public sealed unsafe partial class CudaBackend : Backend
     private readonly PtxModules _ptx;
     private readonly Dictionary<string, CudaModule> _modules = [];
     private readonly Dictionary<string, CudaKernel> _kernels = [];
+    private readonly Dictionary<nint, long> _allocated = [];
+    private readonly ConditionalWeakTable<object, Replayed> _replayed = [];
+    private readonly CudaEvent _timingStart, _timingEnd;
     private readonly Staging[] _staging;
     private int _nextStaging;
     private nint _scratch;
     private long _scratchBytes;
+    private bool _capturing;
 
     /// <param name="kind">Which of the CUDA devices.</param>
     /// <exception cref="UserException">There is no such device, or it cannot be used; the message says why.</exception>
     public CudaBackend(DeviceKind kind)
     {
         (_context, _ptx) = CudaDevice.Open(kind);
-        Name = Devices.NameOf(kind);
+        (Name, IsEmulated) = (Devices.NameOf(kind), kind == DeviceKind.CudaEmulated);
+        Multiprocessors = _context.Properties.Multiprocessors;
         _stream = _context.CreateStream();
         _staging = [new Staging(_context), new Staging(_context)];
+        (_timingStart, _timingEnd) = (_context.CreateEvent(), _context.CreateEvent());
+    }
+
+    /// <summary>For <see cref="CudaLaunchCounter"/>, which has no device and overrides everything that would use it.</summary>
+    private protected CudaBackend(string name, int multiprocessors)
+    {
+        (Name, Multiprocessors) = (name, multiprocessors);
+        (_context, _ptx, _stream, _staging, _timingStart, _timingEnd) = (null!, null!, null!, [], null!, null!);
     }
 
     /// <summary>"cuda" or "cuda-emulated".</summary>
     public override string Name { get; }
 
+    public override string Description => $"{Name} ({_context.Properties.Name}, {_context.Properties.MemoryBytes >> 20} MiB)";
+
+    /// <summary>Whether the device is emulated.</summary>
+    public bool IsEmulated { get; }
+
+    /// <summary>The device's own name.</summary>
+    public string Processor => _context.Properties.Name;
+
+    /// <summary>Bytes of the device's memory.</summary>
+    public long MemoryBytes => _context.Properties.MemoryBytes;
+
+    /// <summary>What the kernels in use were compiled for: "sm_80".</summary>
+    public string Target => $"sm_{_ptx.Target}";
+
+    /// <summary>What kernels are there for.</summary>
+    public IReadOnlyList<string> Targets => PtxModules.TargetNames;
+
+    /// <summary>What this build lacks to use a CUDA device, and how to get it; null: nothing.</summary>
+    public static string? WhyNotBuilt(DeviceKind kind) => CudaDevice.WhyNotBuilt(kind);
+
     public override int ElementSize => sizeof(float);
+
+    public override long? DeviceMemoryBytes
+    {
+        get
+        {
+            lock (_allocated)
+                return _context.FreeMemoryBytes + _allocated.Values.Sum();
+        }
+    }
 
     /// <inheritdoc/>
     public override nint Allocate(long bytes)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(bytes);
         var address = AllocateMemory(bytes);
+        lock (_allocated)
+            _allocated.Add(address, bytes);
         Zero(address, bytes);
         return address;
     }
 
     public override void Free(nint address)
     {
+        lock (_allocated)
+            _allocated.Remove(address);
         if (address != 0)
             _context.FreeMemory(address, _stream);
     }
@@ -82,6 +128,7 @@ public sealed unsafe partial class CudaBackend : Backend
 
     public override void ReadBytes(nint address, Span<byte> bytes)
     {
+        RequireNotCapturing();
         _context.MakeCurrent();
         fixed (byte* target = bytes)
         {
@@ -98,10 +145,49 @@ public sealed unsafe partial class CudaBackend : Backend
             _stream.ClearMemory(address, bytes);
     }
 
+    /// <inheritdoc/>
+    /// <remarks>
+    /// The first time the work is just done, which loads its modules and lets the scratch memory grow; the second time it is captured as a graph,
+    /// and from then on the graph is launched, as long as the scratch memory stays where it is. A graph lives as long as its key.
+    /// </remarks>
+    public override void Replay(object key, Action work)
+    {
+        if (!_replayed.TryGetValue(key, out var replayed))
+        {
+            work();
+            _replayed.Add(key, new Replayed());
+            return;
+        }
+        if (replayed.Graph is null || replayed.Scratch != _scratch)
+        {
+            replayed.Graph?.Dispose();
+            replayed.Graph = Capture(work);
+            replayed.Scratch = _scratch;
+        }
+        _stream.Launch(replayed.Graph);
+    }
+
+    public override void BeginTiming()
+    {
+        _context.MakeCurrent();
+        _stream.Record(_timingStart);
+    }
+
+    public override double? EndTiming()
+    {
+        _stream.Record(_timingEnd);
+        _timingEnd.Synchronize();
+        return CudaEvent.ElapsedMilliseconds(_timingStart, _timingEnd) / 1e3;
+    }
+
     protected override void Dispose(bool disposing)
     {
         if (!disposing)
             return;
+        foreach (var (_, replayed) in _replayed)
+            replayed.Graph?.Dispose();
+        _timingStart.Dispose();
+        _timingEnd.Dispose();
         Free(_scratch);
         foreach (var staging in _staging)
             staging.Dispose();
@@ -111,24 +197,37 @@ public sealed unsafe partial class CudaBackend : Backend
         _context.Dispose();
     }
 
+    /// <summary>The device's processors, each of which runs some blocks at a time.</summary>
+    private int Multiprocessors { get; }
+
+    /// <inheritdoc/>
+    /// <remarks>What is emulated is an H100.</remarks>
+    public override MachineLimits MeasureLimits() => IsEmulated ? CudaLaunchCounter.H100 : _context.Properties.Limits;
+
     /// <summary>Launches a kernel with its one argument. The kernel's module is loaded where it was not needed before.</summary>
     private void Launch<T>(string kernel, Dim3 grid, Dim3 block, in T arguments, int sharedBytes = 0)
         where T : unmanaged
     {
         if (sizeof(T) > ArgumentLimit)
             throw new InvalidOperationException($"{typeof(T).Name} has {sizeof(T)} bytes; a launch takes {ArgumentLimit}");
-        _context.MakeCurrent();
         fixed (T* address = &arguments)
-            Find(kernel).Launch(grid, block, sharedBytes, address, _stream);
+            Launch(kernel, grid, block, address, sharedBytes);
+    }
+
+    private protected virtual void Launch(string kernel, Dim3 grid, Dim3 block, void* argument, int sharedBytes)
+    {
+        _context.MakeCurrent();
+        Find(kernel).Launch(grid, block, sharedBytes, argument, _stream);
     }
 
     /// <summary>
     /// Device memory, contents undefined, until the next operator's call: an operator asks once, for the sum of what its kernels need.
     /// </summary>
-    private nint Scratch(long bytes)
+    private protected virtual nint Scratch(long bytes)
     {
         if (bytes <= _scratchBytes)
             return _scratch;
+        RequireNotCapturing();
         Free(_scratch);
         (_scratch, _scratchBytes) = (0, 0);
         _scratch = AllocateMemory(bytes);
@@ -140,7 +239,7 @@ public sealed unsafe partial class CudaBackend : Backend
     /// Blocks for elements that are dealt out in strides of the grid: enough to fill the device, no more than there is work for.
     /// </summary>
     private int GridFor(long elements, int elementsPerBlock) =>
-        (int)Math.Clamp((elements + elementsPerBlock - 1) / elementsPerBlock, 1, (long)_context.Properties.Multiprocessors * BlocksPerMultiprocessor);
+        (int)Math.Clamp((elements + elementsPerBlock - 1) / elementsPerBlock, 1, (long)Multiprocessors * BlocksPerMultiprocessor);
 
     /// <summary>Refuses the arguments of the calling operator unless the condition holds.</summary>
     private static void Require(bool condition, string message, [CallerMemberName] string @operator = "")
@@ -171,10 +270,37 @@ public sealed unsafe partial class CudaBackend : Backend
             $"{_context.Properties.MemoryBytes >> 20} MiB are free", KernelStatus.OutOfMemory);
     }
 
+    private CudaGraph Capture(Action work)
+    {
+        _context.MakeCurrent();
+        _stream.BeginCapture();
+        _capturing = true;
+        try
+        {
+            work();
+        }
+        catch
+        {
+            // The work's own error counts, not that of a capture which was cut short.
+            _capturing = false;
+            _stream.AbandonCapture();
+            throw;
+        }
+        _capturing = false;
+        return _stream.EndCapture();
+    }
+
+    private void RequireNotCapturing()
+    {
+        if (_capturing)
+            throw new InvalidOperationException("work that is replayed may only launch kernels");
+    }
+
     // The source may be changed as soon as this returns: it goes through pinned memory, of which there are two pieces, so that one is filled while
     // the other is copied.
     private void Write(nint address, ReadOnlySpan<byte> bytes)
     {
+        RequireNotCapturing();
         _context.MakeCurrent();
         while (bytes.Length > 0)
         {
@@ -188,6 +314,15 @@ public sealed unsafe partial class CudaBackend : Backend
             address += count;
             bytes = bytes[count..];
         }
+    }
+
+    /// <summary>Work that was given to <see cref="Replay"/>.</summary>
+    private sealed class Replayed
+    {
+        public CudaGraph? Graph { get; set; }
+
+        /// <summary>Where the scratch memory was when the graph was captured.</summary>
+        public nint Scratch { get; set; }
     }
 
     /// <summary>Pinned memory on its way to the device.</summary>

@@ -11,25 +11,30 @@ internal static class CudaDevice
     /// <summary>Where the build puts the emulated driver.</summary>
     public static string EmulatedLibrary => Path.Combine(AppContext.BaseDirectory, "cuda-emulator", DriverLibrary);
 
-    /// <summary>Whether there is a driver library to try at all; costs no more than looking for a file.</summary>
-    public static bool MayExist(DeviceKind kind) => kind == DeviceKind.CudaEmulated ? File.Exists(EmulatedLibrary) : File.Exists("/dev/nvidiactl");
+    /// <summary>Whether a driver is worth asking: it has a device file, on Linux and in its subsystem for Windows. Costs a look at the file system.</summary>
+    public static bool MayExist => File.Exists("/dev/nvidiactl") || File.Exists("/dev/dxg");
+
+    /// <summary>What this build lacks to use the device, and how to get it; null: nothing.</summary>
+    public static string? WhyNotBuilt(DeviceKind kind)
+    {
+        var remedy = $"start it as './perturbnas VERB --device {Devices.NameOf(kind)}', which";
+        if (!PtxModules.Exist)
+            return "This program was built without its CUDA kernels, because no clang (16 or newer) or nvcc (12 or newer) was there or none was asked " +
+                $"for; {remedy} builds them and brings clang-19 where apt-get can.";
+        return kind == DeviceKind.CudaEmulated && !File.Exists(EmulatedLibrary)
+            ? $"This program was built without the emulated CUDA driver ('{EmulatedLibrary}' is missing); {remedy} builds it."
+            : null;
+    }
 
     /// <exception cref="UserException">The device cannot be used.</exception>
     public static (CudaContext Context, PtxModules Ptx) Open(DeviceKind kind)
     {
-        var name = Devices.NameOf(kind);
-        if (!PtxModules.Exist)
-            throw new UserException("This program was built without its CUDA kernels, because no clang (16 or newer) or nvcc (12 or newer) was there or " +
-                $"none was asked for; start it as './perturbnas VERB --device {name}', which builds them, and brings clang-19 where apt-get can.");
+        if (WhyNotBuilt(kind) is { } reason)
+            throw new UserException(reason);
         CudaContext context;
         try
         {
             context = CudaContext.Open(kind == DeviceKind.CudaEmulated ? EmulatedLibrary : DriverLibrary);
-        }
-        catch (DllNotFoundException) when (kind == DeviceKind.CudaEmulated)
-        {
-            throw new UserException($"The emulated CUDA driver was not built: '{EmulatedLibrary}' is missing; start the program as " +
-                $"'./perturbnas VERB --device {name}', which builds it.");
         }
         catch (DllNotFoundException)
         {

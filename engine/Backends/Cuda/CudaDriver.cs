@@ -17,7 +17,9 @@ public readonly record struct Dim3(int X, int Y = 1, int Z = 1)
 /// <summary>What there is to know about a device.</summary>
 /// <param name="DriverVersion">The CUDA version that the driver supports: 12020 for 12.2.</param>
 /// <param name="ComputeCapability">80 for 8.0.</param>
-internal sealed record DeviceProperties(string Name, int DriverVersion, int ComputeCapability, int Multiprocessors, long MemoryBytes, bool HasMemoryPools);
+/// <param name="Limits">What it can do at most by its clocks and widths.</param>
+internal sealed record DeviceProperties(string Name, int DriverVersion, int ComputeCapability, int Multiprocessors, long MemoryBytes, bool HasMemoryPools,
+    MachineLimits Limits);
 
 /// <summary>The first device of a driver library and its memory. All methods may be called from any thread.</summary>
 internal sealed unsafe class CudaContext : IDisposable
@@ -53,9 +55,17 @@ internal sealed unsafe class CudaContext : IDisposable
         Check(NativeDriver.DeviceTotalMem(out var bytes, device), "cuDeviceTotalMem");
         var name = stackalloc byte[NameLength];
         Check(NativeDriver.DeviceGetName(name, NameLength, device), "cuDeviceGetName");
-        var properties = new DeviceProperties(Marshal.PtrToStringUTF8((nint)name)!, version,
-            10 * Attribute(DeviceAttribute.ComputeCapabilityMajor) + Attribute(DeviceAttribute.ComputeCapabilityMinor),
-            Attribute(DeviceAttribute.MultiprocessorCount), (long)bytes, Attribute(DeviceAttribute.MemoryPoolsSupported) != 0);
+        var capability = 10 * Attribute(DeviceAttribute.ComputeCapabilityMajor) + Attribute(DeviceAttribute.ComputeCapabilityMinor);
+        var multiprocessors = Attribute(DeviceAttribute.MultiprocessorCount);
+        // Float32 lanes of a multiprocessor, each a multiply-add a cycle; memory transfers twice a cycle.
+        var lanes = capability is 70 or 75 or 80 ? 64.0 : 128;
+        var limits = new MachineLimits
+        {
+            Gigaflops = 2 * lanes * multiprocessors * Attribute(DeviceAttribute.ClockKilohertz) / 1e6,
+            GigabytesPerSecond = 2.0 / 8 * Attribute(DeviceAttribute.MemoryBusBits) * Attribute(DeviceAttribute.MemoryClockKilohertz) / 1e6,
+        };
+        var properties = new DeviceProperties(Marshal.PtrToStringUTF8((nint)name)!, version, capability, multiprocessors, (long)bytes,
+            Attribute(DeviceAttribute.MemoryPoolsSupported) != 0, limits);
         Check(NativeDriver.PrimaryContextRetain(out var context, device), "cuDevicePrimaryCtxRetain");
         return new CudaContext(device, context) { Properties = properties };
 
@@ -100,11 +110,17 @@ internal sealed unsafe class CudaContext : IDisposable
         return address;
     }
 
-    /// <summary>Gives memory back once everything that was issued on the stream has been done.</summary>
+    /// <summary>
+    /// Gives memory back once everything that was issued on the stream has been done. What went wrong before is not reported here again: memory
+    /// is given back on the way out of an error, which this must not hide.
+    /// </summary>
     public void FreeMemory(nint address, CudaStream stream)
     {
-        MakeCurrent();
-        Check(Properties.HasMemoryPools ? NativeDriver.MemoryFreeAsync(address, stream.Handle) : NativeDriver.MemoryFree(address), "cuMemFree");
+        _ = NativeDriver.ContextSetCurrent(_context);
+        _current = _context;
+        var status = Properties.HasMemoryPools ? NativeDriver.MemoryFreeAsync(address, stream.Handle) : NativeDriver.MemoryFree(address);
+        if (status == DriverStatus.InvalidValue)
+            throw new CudaException(status, "cuMemFree");
     }
 
     /// <summary>Host memory that the device copies from and to by itself.</summary>
@@ -117,8 +133,8 @@ internal sealed unsafe class CudaContext : IDisposable
 
     public void FreeHostMemory(nint address)
     {
-        MakeCurrent();
-        Check(NativeDriver.HostFree(address), "cuMemFreeHost");
+        _ = NativeDriver.ContextSetCurrent(_context);
+        _ = NativeDriver.HostFree(address);
     }
 
     /// <summary>Compiles PTX for the device, or takes what the driver kept of the last time.</summary>
@@ -253,6 +269,12 @@ internal sealed class CudaStream(StreamHandle handle) : IDisposable
     {
         const uint relaxed = 2;
         CudaContext.Check(NativeDriver.StreamBeginCapture(handle, relaxed), "cuStreamBeginCapture");
+    }
+
+    public void AbandonCapture()
+    {
+        if (NativeDriver.StreamEndCapture(handle, out var graph) == DriverStatus.Success)
+            _ = NativeDriver.GraphDestroy(graph);
     }
 
     public CudaGraph EndCapture()

@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a) => throw NotSupported("depthwise_pointwise_forward");
 

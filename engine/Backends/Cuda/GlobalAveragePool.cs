@@ -2,7 +2,7 @@ using System.Runtime.CompilerServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public sealed unsafe partial class CudaBackend
+public unsafe partial class CudaBackend
 {
     private const int GlobalAveragePoolParts = 32;
 

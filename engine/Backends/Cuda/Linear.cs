@@ -2,7 +2,7 @@ using System.Runtime.CompilerServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     public override void LinearForward(in LinearArgs a)
     {

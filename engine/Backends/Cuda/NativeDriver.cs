@@ -7,6 +7,7 @@ namespace PerturbNas.Backends.Cuda;
 internal enum DriverStatus
 {
     Success = 0,
+    InvalidValue = 1,
     OutOfMemory = 2,
     NoDevice = 100,
     NoBinaryForDevice = 209,
@@ -18,10 +19,10 @@ internal enum DriverStatus
 /// <summary>CUdevice_attribute: the ones that are asked for here.</summary>
 internal enum DeviceAttribute
 {
-    MaxThreadsPerBlock = 1,
-    WarpSize = 10,
     ClockKilohertz = 13,
     MultiprocessorCount = 16,
+    MemoryClockKilohertz = 36,
+    MemoryBusBits = 37,
     ComputeCapabilityMajor = 75,
     ComputeCapabilityMinor = 76,
     MemoryPoolsSupported = 115,
@@ -30,7 +31,6 @@ internal enum DeviceAttribute
 /// <summary>CUfunction_attribute: the ones that are asked for or set here.</summary>
 internal enum FunctionAttribute
 {
-    MaxThreadsPerBlock = 0,
     StaticSharedBytes = 1,
     LocalBytes = 3,
     Registers = 4,

@@ -1,6 +1,6 @@
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     private const int OptimiserThreads = 256, OptimiserChunk = 4096;
 

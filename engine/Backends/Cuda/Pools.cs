@@ -2,7 +2,7 @@ using System.Runtime.CompilerServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public sealed partial class CudaBackend
+public partial class CudaBackend
 {
     // A block has few channels, so that an image is spread over several.
     private const int PoolChannels = 32;

@@ -23,6 +23,8 @@ internal sealed class PtxModules
     /// <summary>The least compute capability that there are kernels for: 70 for 7.0.</summary>
     public static int LeastComputeCapability => Targets[^1];
 
+    public static IReadOnlyList<string> TargetNames { get; } = [.. Targets.Order().Select(target => $"sm_{target}")];
+
     /// <summary>The compute capability that these were compiled for: 80 for sm_80.</summary>
     public int Target { get; }
 

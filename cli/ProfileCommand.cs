@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Reports;
 using Spectre.Console;
 
@@ -28,7 +29,13 @@ internal static class ProfileCommand
     public static void Run(ProfileOptions options, CancellationToken cancellation)
     {
         var configuration = options.Configuration();
-        using var backend = options.CreateBackend(new Terminal(options));
+        var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
+        if (backend is CudaBackend { IsEmulated: true } emulated)
+        {
+            EmulatedProfileCommand.Run(configuration, emulated, options, terminal, cancellation);
+            return;
+        }
         Forecast.OfSearch(configuration).RequireMemory(backend);
         var before = backend.MeasureLimits();
         var profile = StepProfile.Measure(configuration, backend, options.Steps, cancellation);

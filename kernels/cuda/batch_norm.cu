@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 struct Pair {
   double first, second;
 
-  PN_DEVICE_MEMBER void operator+=(const Pair& other) {
+  PN_DEVICE_METHOD void operator+=(const Pair& other) {
     first += other.first;
     second += other.second;
   }

@@ -12,9 +12,9 @@ template <int W>
 struct alignas(4 * W) Floats {
   float x[W];
 
-  PN_DEVICE_MEMBER float& operator[](int i) { return x[i]; }
-  PN_DEVICE_MEMBER const float& operator[](int i) const { return x[i]; }
-  PN_DEVICE_MEMBER void operator+=(const Floats& other) {
+  PN_DEVICE_METHOD float& operator[](int i) { return x[i]; }
+  PN_DEVICE_METHOD const float& operator[](int i) const { return x[i]; }
+  PN_DEVICE_METHOD void operator+=(const Floats& other) {
     for (int i = 0; i < W; i++) x[i] += other.x[i];
   }
 };
@@ -111,7 +111,7 @@ PN_DEVICE Moments<W> merge(const Moments<W>& a, const Moments<W>& b) {
 template <int W>
 class MomentSums {
  public:
-  PN_DEVICE_MEMBER void add(const Floats<W>& value) {
+  PN_DEVICE_METHOD void add(const Floats<W>& value) {
     if (count_ == 0) shift_ = value;
     count_++;
     for (int i = 0; i < W; i++) {
@@ -121,7 +121,7 @@ class MomentSums {
     }
   }
 
-  PN_DEVICE_MEMBER Moments<W> moments() const {
+  PN_DEVICE_METHOD Moments<W> moments() const {
     const float inverse = count_ > 0 ? 1.0f / float(count_) : 0;
     Moments<W> moments;
     moments.count = float(count_);

@@ -11,7 +11,7 @@ constexpr int kRows = 4;  // of the output, that a block of forward computes fro
 struct RowSums {
   float sum[kRows];
 
-  PN_DEVICE_MEMBER void operator+=(const RowSums& other) {
+  PN_DEVICE_METHOD void operator+=(const RowSums& other) {
     for (int r = 0; r < kRows; r++) sum[r] += other.sum[r];
   }
 };

@@ -22,7 +22,7 @@ template <int W, int Pixels>
 struct Term {
   Floats<W> n[Pixels];
 
-  PN_DEVICE_MEMBER Term(const float* y, const float* normalization, int channels, const int64_t* at) {
+  PN_DEVICE_METHOD Term(const float* y, const float* normalization, int channels, const int64_t* at) {
     if (!y) {  // an operation that did not run, but has a weight
       for (int k = 0; k < Pixels; k++) n[k] = splat<W>(__builtin_nanf(""));
       return;
@@ -90,7 +90,7 @@ template <int W>
 struct Sums {
   Floats<W> g, product[kGroup];
 
-  PN_DEVICE_MEMBER void operator+=(const Sums& other) {
+  PN_DEVICE_METHOD void operator+=(const Sums& other) {
     g += other.g;
     for (int k = 0; k < kGroup; k++) product[k] += other.product[k];
   }

@@ -59,6 +59,9 @@ public unsafe partial class CudaBackend : Backend
     /// <summary>Whether the device is emulated.</summary>
     public bool IsEmulated { get; }
 
+    /// <summary>What the emulated device has counted since it was opened.</summary>
+    public EmulatedCounters Emulated => IsEmulated ? EmulatedDriver.Total() : throw new InvalidOperationException($"{Name} counts nothing");
+
     /// <summary>The device's own name.</summary>
     public string Processor => _context.Properties.Name;
 

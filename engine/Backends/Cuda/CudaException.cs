@@ -11,7 +11,7 @@ public sealed class CudaException : Exception
     }
 
     private CudaException(DriverStatus status, string call, string name, string text)
-        : base($"{call} failed with {name} ({text})") => (Status, Name, Text) = (status, name, text);
+        : base($"{call} failed with {name} ({text}){(NativeDriver.IsEmulated ? $": {EmulatedDriver.LastFault}" : "")}") => (Status, Name, Text) = (status, name, text);
 
     /// <summary>The driver's name of the error: "CUDA_ERROR_OUT_OF_MEMORY".</summary>
     public string Name { get; }

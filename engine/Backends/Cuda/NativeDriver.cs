@@ -44,7 +44,7 @@ internal enum FunctionAttribute
 /// </summary>
 internal static unsafe partial class NativeDriver
 {
-    private const string Library = "cuda";
+    internal const string Library = "cuda";
 
     private static string? _path;
     private static nint _library;
@@ -63,6 +63,9 @@ internal static unsafe partial class NativeDriver
         _library = NativeLibrary.Load(path);
         _path = path;
     }
+
+    /// <summary>Whether the library in use is the emulated one.</summary>
+    internal static bool IsEmulated => _library != 0 && NativeLibrary.TryGetExport(_library, "pnEmulatorLastFault", out _);
 
     [LibraryImport(Library, EntryPoint = "cuInit")]
     internal static partial DriverStatus Init(uint flags);

@@ -171,11 +171,11 @@ PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_forward(const pn::MixedSum a
     pn::forward<1, 1, 4>(a);
 }
 
-PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_forward_variants(const pn::MixedSum a) {
+PN_KERNEL __launch_bounds__(pn::kThreads, 2) mixed_sum_forward_variants(const pn::MixedSum a) {
   if (a.unit == 4)
-    pn::forward<4, 8, 2>(a);
+    pn::forward<4, 8, 1>(a);
   else
-    pn::forward<1, 8, 2>(a);
+    pn::forward<1, 8, 1>(a);
 }
 
 PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_backward(const pn::MixedSum a) {

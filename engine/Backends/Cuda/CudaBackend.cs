@@ -253,6 +253,15 @@ public unsafe partial class CudaBackend : Backend
 
     private KernelException NotSupported(string kernel) => new($"{kernel} is not supported on {Name} yet", KernelStatus.NotSupported);
 
+    /// <summary>From now on the kernel of this name is that of other PTX: so tests plant errors.</summary>
+    internal void Replace(string kernel, ReadOnlySpan<byte> ptx)
+    {
+        _context.MakeCurrent();
+        var module = _context.LoadModulePtx(ptx);
+        _modules.Add($"in place of {kernel}", module);
+        _kernels[kernel] = module.GetKernel(kernel);
+    }
+
     private CudaKernel Find(string name)
     {
         if (_kernels.TryGetValue(name, out var kernel))

@@ -1,14 +1,16 @@
 using PerturbNas.Backends;
-using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Reports;
 using Spectre.Console;
 
 namespace PerturbNas.Cli;
 
 /// <summary>What `profile --json` prints.</summary>
-/// <param name="Gigaflops">Measured multiply-add rate of this machine, 10^9 operations a second.</param>
-/// <param name="GigabytesPerSecond">Measured memory triad.</param>
-internal sealed record ProfileReport(string Isa, int Threads, double Gigaflops, double GigabytesPerSecond, IReadOnlyList<ProfiledPhase> Phases);
+/// <param name="Device">What ran.</param>
+/// <param name="Description">The same in words: threads and instruction set, or the device's name.</param>
+/// <param name="Gigaflops">Multiply-add rate of the device, 10^9 operations a second: measured on the CPU, by its clocks on CUDA.</param>
+/// <param name="GigabytesPerSecond">Its memory bandwidth, likewise.</param>
+internal sealed record ProfileReport(string Device, string Description, double Gigaflops, double GigabytesPerSecond, IReadOnlyList<ProfiledPhase> Phases);
 
 /// <summary>A phase; seconds are of all passes together.</summary>
 /// <param name="BetweenSeconds">What is between the kernels: with it the kernels make up <paramref name="Seconds"/>.</param>
@@ -27,9 +29,14 @@ internal static class ProfileCommand
     public static void Run(ProfileOptions options, CancellationToken cancellation)
     {
         var configuration = options.Configuration();
-        var forecast = Forecast.OfSearch(configuration);
-        forecast.RequireMemory();
-        using var backend = new CpuBackend(options.Threads);
+        var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
+        if (backend is CudaBackend { IsEmulated: true } emulated)
+        {
+            EmulatedProfileCommand.Run(configuration, emulated, options, terminal, cancellation);
+            return;
+        }
+        Forecast.OfSearch(configuration).RequireMemory(backend);
         var before = backend.MeasureLimits();
         var profile = StepProfile.Measure(configuration, backend, options.Steps, cancellation);
         // The machine may be shared: its limits are the best that it showed.
@@ -41,7 +48,7 @@ internal static class ProfileCommand
         };
         if (options.Trace is not null)
             profile.WriteTrace(options.Trace);
-        var report = new ProfileReport(backend.IsaName, backend.Threads, limits.Gigaflops, limits.GigabytesPerSecond,
+        var report = new ProfileReport(backend.Name, backend.Description, limits.Gigaflops, limits.GigabytesPerSecond,
             [.. profile.Phases.Select(phase => Report(phase, limits))]);
         if (options.Json)
             Terminal.WriteJson(report);
@@ -75,7 +82,7 @@ internal static class ProfileCommand
             table.AddRow("  between the kernels", "", $"{phase.BetweenSeconds * pass:0.00}", $"{phase.BetweenSeconds / phase.Seconds:P1}", "", "", "");
         }
         Terminal.Out.Write(table);
-        Console.WriteLine($"Per pass, {report.Threads} threads, {report.Isa}; limits measured in this run: {report.Gigaflops:0} GFLOP/s, " +
+        Console.WriteLine($"Per pass, {report.Description}; limits: {report.Gigaflops:0} GFLOP/s, " +
             $"{report.GigabytesPerSecond:0.0} GB/s.");
     }
 }

@@ -12,8 +12,8 @@ public readonly record struct KernelCall(string Kernel, Cost Cost, long Start, l
 /// <summary>
 /// Counts what is asked of a backend: memory, and the FLOPs and bytes of every kernel call. Without an inner backend nothing is
 /// computed and no memory is taken (addresses are made up, reading gives zeros): that is planning, the engine's own code run to
-/// learn what it would cost. With one, every call is passed on and timed: that is profiling. Groups are not passed on, so that
-/// every call has a time of its own; grouped, the backward pass is somewhat faster than its profile.
+/// learn what it would cost. With one, every call is passed on and timed: that is profiling. Groups and replays are not passed on, so that
+/// every call has a time of its own; a step without metering is somewhat faster than its profile.
 /// </summary>
 /// <param name="inner">The backend that does the work, not disposed with this one; null: none does.</param>
 public sealed class MeteredBackend(Backend? inner = null) : Backend
@@ -24,6 +24,10 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     private nint _next = (nint)Alignment;
 
     public override string Name => inner?.Name ?? "planning";
+
+    public override string Description => inner?.Description ?? Name;
+
+    public override long? DeviceMemoryBytes => inner?.DeviceMemoryBytes;
 
     public override int ElementSize => inner?.ElementSize ?? sizeof(float);
 
@@ -262,11 +266,20 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     {
     }
 
-    private long Start() => Called is null ? 0 : Stopwatch.GetTimestamp();
+    private long Start()
+    {
+        if (Called is null)
+            return 0;
+        inner?.BeginTiming();
+        return Stopwatch.GetTimestamp();
+    }
 
     private void Count(string kernel, Cost cost, long start)
     {
         Total += cost;
-        Called?.Invoke(new KernelCall(kernel, cost, start, Stopwatch.GetTimestamp()));
+        if (Called is null)
+            return;
+        var end = inner?.EndTiming() is { } seconds ? start + (long)(seconds * Stopwatch.Frequency) : Stopwatch.GetTimestamp();
+        Called(new KernelCall(kernel, cost, start, end));
     }
 }

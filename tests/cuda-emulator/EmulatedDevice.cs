@@ -7,7 +7,7 @@ namespace PerturbNas.Tests.Emulator;
 /// An emulated device of a test's own: a copy of the library under another name, which the loader takes for another library, so that
 /// a fault that a test plants does not reach the tests that run beside it.
 /// </summary>
-internal sealed class EmulatedDevice : IDisposable
+public sealed class EmulatedDevice : IDisposable
 {
     public const int Success = 0, InvalidValue = 1, OutOfMemory = 2, DeviceUnavailable = 46, NoBinaryForGpu = 209, InvalidPtx = 218,
         UnsupportedPtxVersion = 222, NotFound = 500, IllegalAddress = 700, MisalignedAddress = 716, LaunchFailed = 719, CaptureUnsupported = 900,
@@ -46,7 +46,7 @@ internal sealed class EmulatedDevice : IDisposable
     public delegate int LoadModule(out nint module, byte[] image, uint count, int[] options, nint[] values);
     public delegate int GetFunction(out nint function, nint module, [MarshalAs(UnmanagedType.LPUTF8Str)] string name);
     public delegate int Launch(
-        nint function, uint gridX, uint gridY, uint gridZ, uint blockX, uint blockY, uint blockZ, uint shared, nint stream, nint[] parameters, nint extra);
+        nint function, uint gridX, uint gridY, uint gridZ, uint blockX, uint blockY, uint blockZ, uint shared, nint stream, nint[]? parameters, nint extra);
     public delegate int OutIntIntPointer(out int value, int which, nint function);
     public delegate int PointerIntInt(nint function, int which, int value);
     public delegate int Occupancy(out int blocks, nint function, int threads, nuint shared);
@@ -149,6 +149,25 @@ internal sealed class EmulatedDevice : IDisposable
     public void Run(nint function, int blocks, int threads, params ulong[] parameters) =>
         Check(TryLaunch(function, (blocks, 1, 1), (threads, 1, 1), 0, 0, parameters));
 
+    /// <summary>Launches one block with parameters as they lie in memory.</summary>
+    public void RunWithStruct(nint function, int threads, byte[] parameters)
+    {
+        const nint end = 0, buffer = 1, size = 2;
+        var bytes = GCHandle.Alloc(parameters, GCHandleType.Pinned);
+        var length = GCHandle.Alloc((nuint)parameters.Length, GCHandleType.Pinned);
+        var extra = GCHandle.Alloc(new[] { buffer, bytes.AddrOfPinnedObject(), size, length.AddrOfPinnedObject(), end }, GCHandleType.Pinned);
+        try
+        {
+            Check(Call<Launch>("cuLaunchKernel")(function, 1, 1, 1, (uint)threads, 1, 1, 0, 0, null, extra.AddrOfPinnedObject()));
+        }
+        finally
+        {
+            bytes.Free();
+            length.Free();
+            extra.Free();
+        }
+    }
+
     public Dictionary<string, Counters> KernelCounters()
     {
         var kernels = new Dictionary<string, Counters>();
@@ -164,5 +183,19 @@ internal sealed class EmulatedDevice : IDisposable
     {
         NativeLibrary.Free(_library);
         File.Delete(_file);
+    }
+}
+
+/// <summary>One device for the tests of a class, made when the first of them runs.</summary>
+public sealed class EmulatedDeviceFixture : IDisposable
+{
+    private readonly Lazy<EmulatedDevice> _device = new(() => new());
+
+    public EmulatedDevice Device => _device.Value;
+
+    public void Dispose()
+    {
+        if (_device.IsValueCreated)
+            _device.Value.Dispose();
     }
 }

@@ -8,12 +8,11 @@ namespace PerturbNas.Tests.Emulator;
 /// Every instruction that computes a lane's value from the same lane's operands, against the value computed here: for all lanes of a warp and for
 /// some of them, the others of which must keep what they had.
 /// </summary>
-public sealed class InstructionTests : IDisposable
+public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixture<EmulatedDeviceFixture>
 {
     private const int Threads = 256;
     private const ulong Untouched = 0xdeadbeefcafef00d;
     private static readonly Dictionary<string, Case> Cases = All().ToDictionary(c => c.Name);
-    private readonly EmulatedDevice _device = new();
 
     public static TheoryData<string> Names() => [.. Cases.Keys];
 
@@ -22,15 +21,16 @@ public sealed class InstructionTests : IDisposable
     public void Computes_what_the_host_computes(string name)
     {
         var c = Cases[name];
-        var function = _device.Function(c.Ptx());
+        var device = fixture.Device;
+        var function = device.Function(c.Ptx());
         var inputs = c.Inputs.Select((type, k) => Values(type, k)).ToArray();
         foreach (var threads in new[] { Threads, Threads - 13 })
             foreach (var skipped in new[] { 0u, 0x5a3cu })
             {
-                var output = _device.Upload<ulong>(Enumerable.Repeat(Untouched, Threads).ToArray());
-                ulong[] arrays = [output, .. inputs.Select(values => _device.Upload<ulong>(values)), skipped];
-                _device.Run(function, 1, threads, arrays);
-                var results = _device.Download<ulong>(output, Threads);
+                var output = device.Upload<ulong>(Enumerable.Repeat(Untouched, Threads).ToArray());
+                ulong[] arrays = [output, .. inputs.Select(values => device.Upload<ulong>(values)), skipped];
+                device.Run(function, 1, threads, arrays);
+                var results = device.Download<ulong>(output, Threads);
                 for (var thread = 0; thread < Threads; thread++)
                 {
                     var operands = inputs.Select(values => values[thread]).ToArray();
@@ -43,8 +43,6 @@ public sealed class InstructionTests : IDisposable
                 }
             }
     }
-
-    public void Dispose() => _device.Dispose();
 
     private static IEnumerable<Case> All()
     {

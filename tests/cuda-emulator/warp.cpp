@@ -649,16 +649,14 @@ void define_conversions_of(const Definitions& define) {
   const auto for_float = [&]<class S>(S) {
     const char *const i = type_name<I>, *const s = type_name<S>;
     define.operation<S, I>(Spelling("cvt.rn.%s.%s", s, i), [](I a) { return S(a); });
-    for (const char* flushes : {"", ".ftz"}) {
-      define.operation<I, S>(Spelling("cvt.rni%s.%s.%s", flushes, i, s),
-                             [](S a) { return to_integer<I, RoundNearest>(a); });
-      define.operation<I, S>(Spelling("cvt.rzi%s.%s.%s", flushes, i, s),
-                             [](S a) { return to_integer<I, RoundZero>(a); });
-      define.operation<I, S>(Spelling("cvt.rmi%s.%s.%s", flushes, i, s),
-                             [](S a) { return to_integer<I, RoundDown>(flush(a)); });
-      define.operation<I, S>(Spelling("cvt.rpi%s.%s.%s", flushes, i, s),
-                             [](S a) { return to_integer<I, RoundUp>(flush(a)); });
-    }
+    const auto rounded = [&]<class R>(R, const char* r) {
+      define.operation<I, S>(Spelling("cvt.%s.%s.%s", r, i, s), [](S a) { return to_integer<I, R>(a); });
+      define.operation<I, S>(Spelling("cvt.%s.ftz.%s.%s", r, i, s), [](S a) { return to_integer<I, R>(flush(a)); });
+    };
+    rounded(RoundNearest(), "rni");
+    rounded(RoundZero(), "rzi");
+    rounded(RoundDown(), "rmi");
+    rounded(RoundUp(), "rpi");
   };
   for_float(float());
   for_float(double());

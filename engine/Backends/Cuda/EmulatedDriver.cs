@@ -79,6 +79,10 @@ internal static partial class EmulatedDriver
     [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorResetCounters")]
     internal static partial void ResetCounters();
 
+    /// <summary>Forgets a fault, so that calls work again.</summary>
+    [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorReset")]
+    internal static partial void Reset();
+
     [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorLastFault")]
     private static partial nint NativeLastFault();
 

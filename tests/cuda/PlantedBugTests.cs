@@ -79,7 +79,7 @@ public sealed partial class PlantedBugTests
             backend.Replace(bug.Kernel, ptx);
             using var memory = new Memory(backend);
             Assert.Throws<CudaException>(() => bug.Run(backend, memory));
-            var fault = CudaEmulator.LastFault;
+            var fault = CudaEmulator.LastFault!;
             var place = Place().Match(fault);
             Assert.True(place.Success, fault);
             Assert.Equal(bug.Fault, place.Groups["fault"].Value);

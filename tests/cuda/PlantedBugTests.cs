@@ -79,7 +79,7 @@ public sealed partial class PlantedBugTests
             backend.Replace(bug.Kernel, ptx);
             using var memory = new Memory(backend);
             Assert.Throws<CudaException>(() => bug.Run(backend, memory));
-            var fault = CudaEmulator.LastFault;
+            var fault = CudaEmulator.LastFault!;
             var place = Place().Match(fault);
             Assert.True(place.Success, fault);
             Assert.Equal(bug.Fault, place.Groups["fault"].Value);
@@ -100,7 +100,7 @@ public sealed partial class PlantedBugTests
         Assert.InRange(Count([]).GlobalEfficiency, 0.99, 1.01);
         Assert.InRange(Count([new(file, start, badStart), new(file, step, badStep)]).GlobalEfficiency, 0, 0.51);
 
-        EmulatorCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
+        EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
         {
             using var backend = new CudaBackend(DeviceKind.CudaEmulated);
             backend.Replace(kernel, PlantedKernels.Compile(kernel, edits));
@@ -116,7 +116,7 @@ public sealed partial class PlantedBugTests
         Assert.Equal(0, Count([]).ConflictShare);
         Assert.InRange(Count([new(file, before, after)]).ConflictShare, 0.5, 1);
 
-        EmulatorCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
+        EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
         {
             using var backend = new CudaBackend(DeviceKind.CudaEmulated);
             backend.Replace(kernel, PlantedKernels.Compile(Path.GetFileNameWithoutExtension(file), edits));

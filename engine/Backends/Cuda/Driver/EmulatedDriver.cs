@@ -26,6 +26,10 @@ internal static partial class EmulatedDriver
         return kernels;
     }
 
+    /// <summary>Forgets a fault, so that the device can be used again: for tests.</summary>
+    [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorReset")]
+    internal static partial void Reset();
+
     [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorResetCounters")]
     internal static partial void ResetCounters();
 

@@ -1,12 +1,12 @@
 // ReLU - depthwise convolution - pointwise convolution with statistics, in one pass over tiles of an image; and its
-// gradients, in three: that of the depthwise result (dz, by pointwise_backward_input), from it that of x, and that of the
-// weights.
+// gradients, in three: that of the depthwise result (dz, by pointwise_backward_input), from it that of x, and that of
+// the weights.
 //
 // A tile is 8 rows of 8 or 16 pixels, as many as the block has threads. In shared memory lie a chunk of 16 channels of
 // what the tile reads (the window: normalised, rectified, zero outside the image), the kernel's taps for them, the
-// depthwise result, and a chunk of the pointwise weights. For the depthwise convolution a thread has one quad of channels
-// and four pixels of a row, a dilation apart, so that each value it loads serves up to K taps; with dilation 2 the
-// window's even columns lie before the odd ones, so that those four are neighbours.
+// depthwise result, and a chunk of the pointwise weights. For the depthwise convolution a thread has one quad of
+// channels and four pixels of a row, a dilation apart, so that each value it loads serves up to K taps; with dilation 2
+// the window's even columns lie before the odd ones, so that those four are neighbours.
 //
 // A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): forward, it is
 // an ordinary one on that grid, of which the host gives the extents and the `step`.
@@ -32,13 +32,13 @@ struct Tiles {
 struct Launch {
   pn_depthwise_pointwise a;
   Tiles tiles;
-  float* sums;                      // forward: statistics of every tile; backward: its gradient sums
-  float* dz;                        // [N, OH, OW, Cin]
+  float* sums;                       // forward: statistics of every tile; backward: its gradient sums
+  float* dz;                         // [N, OH, OW, Cin]
   float *d_depthwise, *d_pointwise;  // partial sums of every group of tiles
   int32_t out_height, out_width;
-  int32_t height, width, step;         // grid
+  int32_t height, width, step;                // grid
   int32_t dilation, dilation_shift, padding;  // on the grid; the shift is dilation - 1
-  int32_t columns, groups;             // of a block: pointwise output channels; gradient of weights: groups of tiles
+  int32_t columns, groups;  // of a block: pointwise output channels; gradient of weights: groups of tiles
 };
 
 // The image and tile of a block.
@@ -72,8 +72,8 @@ struct Strip {
   }
 };
 
-// window = the pixels from (top, left) on of an image [height, width] of which neighbours in a row are `pixel_step` and in
-// a column `line_step` floats apart, `count` channels, as f(quad) makes them, zero outside of the image.
+// window = the pixels from (top, left) on of an image [height, width] of which neighbours in a row are `pixel_step` and
+// in a column `line_step` floats apart, `count` channels, as f(quad) makes them, zero outside of the image.
 template <class F>
 PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift, const float* image, int top, int left,
                            int height, int width, int64_t line_step, int pixel_step, int count, bool aligned, F f) {
@@ -88,7 +88,8 @@ PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift
       const int y = top + row, x = left + column;
       const bool inside = i < pixels && y >= 0 && y < height && x >= 0 && x < width;
       v[u] = zero4();
-      if (inside) v[u] = f(load_channels(image + y * line_step + int64_t(x) * pixel_step + quad * 4, count - quad * 4, aligned));
+      if (inside)
+        v[u] = f(load_channels(image + y * line_step + int64_t(x) * pixel_step + quad * 4, count - quad * 4, aligned));
       to[u] = row * tiles.row_step +
               ((column & dilation_shift) * tiles.odd_columns + (column >> dilation_shift)) * kDepth + quad * 4;
     }
@@ -110,8 +111,8 @@ PN_DEVICE void load_input(float* window, const Launch& l, const Place& place, in
     scale = load_channels(rows, count - quad * 4, aligned);
     shift = load_channels(rows + channels, count - quad * 4, aligned);
   }
-  load_window(window, l.tiles, l.dilation_shift, x, top, left, l.height, l.width, int64_t(l.step) * l.a.width * channels,
-              l.step * channels, count, aligned, [=](float4 v) {
+  load_window(window, l.tiles, l.dilation_shift, x, top, left, l.height, l.width,
+              int64_t(l.step) * l.a.width * channels, l.step * channels, count, aligned, [=](float4 v) {
                 return make4(relu(scale.x * v.x + shift.x), relu(scale.y * v.y + shift.y),
                              relu(scale.z * v.z + shift.z), relu(scale.w * v.w + shift.w));
               });
@@ -134,7 +135,8 @@ PN_DEVICE void load_taps(float* taps, const Launch& l, int count, int channel, b
 
 // sum[i] = the depthwise convolution at the strip's pixel i.
 template <int K, int S>
-PN_DEVICE void depthwise(float4 (&sum)[4], const Launch& l, const Strip& strip, const float* window, const float* taps) {
+PN_DEVICE void depthwise(float4 (&sum)[4], const Launch& l, const Strip& strip, const float* window,
+                         const float* taps) {
   constexpr int kRowsUnrolled = K == 3 ? 3 : 1;
 #pragma unroll
   for (int i = 0; i < 4; i++) sum[i] = zero4();
@@ -215,7 +217,8 @@ PN_DEVICE void forward(const Launch& l) {
 PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, const Place& place, int row, int column,
                                      int apart, int channel, float* memory) {
   const int channels = l.a.in_channels, t = thread_index().x, quad = t & 3, count = channels - channel - quad * 4;
-  const bool aligned = (channels & 3) == 0 && is_aligned16(l.a.x) && is_aligned16(l.a.dx) && is_aligned16(l.a.x_normalization);
+  const bool aligned =
+      (channels & 3) == 0 && is_aligned16(l.a.x) && is_aligned16(l.a.dx) && is_aligned16(l.a.x_normalization);
   float4 scale = make4(1.0f, 1.0f, 1.0f, 1.0f), shift = zero4(), deviation = zero4(), mean = zero4();
   if (l.a.x_normalization) {
     const float* rows = l.a.x_normalization + channel + quad * 4;
@@ -228,8 +231,9 @@ PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, cons
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     if (!place.holds(row, column + i * apart)) continue;
-    const int64_t at = ((place.image * l.a.height + place.row + row) * l.a.width + place.column + column + i * apart) * channels +
-                       channel + quad * 4;
+    const int64_t at =
+        ((place.image * l.a.height + place.row + row) * l.a.width + place.column + column + i * apart) * channels +
+        channel + quad * 4;
     const float4 x = load_channels(l.a.x + at, count, aligned);
     float4 v = make4(scale.x * x.x + shift.x > 0.0f ? d[i].x : 0.0f, scale.y * x.y + shift.y > 0.0f ? d[i].y : 0.0f,
                      scale.z * x.z + shift.z > 0.0f ? d[i].z : 0.0f, scale.w * x.w + shift.w > 0.0f ? d[i].w : 0.0f);
@@ -276,8 +280,9 @@ PN_DEVICE void backward_input(const Launch& l) {
   const int channel = block_index().y * kDepth, channels = l.a.in_channels;
   load_taps(taps, l, K * K, channel, true);
   load_window(window, l.tiles, l.dilation_shift, l.dz + place.image * l.out_height * l.out_width * channels + channel,
-              place.row - l.padding, place.column - l.padding, l.out_height, l.out_width, int64_t(l.out_width) * channels,
-              channels, channels - channel, (channels & 3) == 0, [](float4 v) { return v; });
+              place.row - l.padding, place.column - l.padding, l.out_height, l.out_width,
+              int64_t(l.out_width) * channels, channels, channels - channel, (channels & 3) == 0,
+              [](float4 v) { return v; });
   copies_done();
   barrier();
   const Strip strip(l);
@@ -395,7 +400,7 @@ PN_DEVICE void backward_weights(const Launch& l) {
   const PendingGradient gradient = {
       l.a.g, l.a.y, l.a.coefficients, out_channels,
       (out_channels & 3) == 0 && is_aligned16(l.a.g) && is_aligned16(l.a.y) && is_aligned16(l.a.coefficients)};
-  const int t = thread_index().x, threads = block_extent().x, quads = l.columns >> 2;
+  const int t = thread_index().x, threads = block_extent().x;
   TapGradient<K, S> tap_gradient;
   WeightGradient matrix;
   tap_gradient.clear();
@@ -415,14 +420,10 @@ PN_DEVICE void backward_weights(const Launch& l) {
         store4(dz + tile_offset(p + row, quad), load_channels(from, left, (channels & 3) == 0));
       }
     if (want_matrix)
-      for (int i = t; i < threads * quads; i += threads) {
-        const int p = i / quads, c = (i - p * quads) * 4, row = p >> l.tiles.width_shift;
-        const int column = p - (row << l.tiles.width_shift);
-        float4 v = zero4();
-        if (place.holds(row, column) && c < columns)
-          v = gradient.load((first + int64_t(row) * l.out_width + column) * out_channels, column0 + c, columns - c);
-        store4(dy + p * l.columns + c, v);
-      }
+      gradient.load_tile(dy, l.columns, column0, columns, threads, [&](int p) {
+        const int row = p >> l.tiles.width_shift, column = p - (row << l.tiles.width_shift);
+        return place.holds(row, column) ? (first + int64_t(row) * l.out_width + column) * out_channels : -1;
+      });
     copies_done();
     barrier();
     if (want_matrix) depthwise_tile<K, S>(z, l, window, taps);
@@ -433,37 +434,37 @@ PN_DEVICE void backward_weights(const Launch& l) {
   }
   const int64_t rows = min(kDepth, channels - channel);
   if (want_matrix)
-    matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0, out_channels,
-                  rows, columns);
+    matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0,
+                  out_channels, rows, columns);
   if (want_matrix && want_taps) barrier();
   if (want_taps) tap_gradient.finish(pn_shared, l.d_depthwise + group * K * K * channels + channel, channels, rows);
 }
 
 }  // namespace
 
-#define PN_FORWARD(K, S, COLUMNS)                                                                                     \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                     \
-      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS(const Launch l) {                                          \
-    forward<K, S, COLUMNS, false>(l);                                                                                 \
+#define PN_FORWARD(K, S, COLUMNS)                                            \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)            \
+      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS(const Launch l) { \
+    forward<K, S, COLUMNS, false>(l);                                        \
   }
 #if PN_SM80
-#define PN_FORWARD_TF32(K, S, COLUMNS)                                                                                \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                                                     \
-      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS##_tf32(const Launch l) {                                   \
-    forward<K, S, COLUMNS, true>(l);                                                                                  \
+#define PN_FORWARD_TF32(K, S, COLUMNS)                                              \
+  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                   \
+      depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS##_tf32(const Launch l) { \
+    forward<K, S, COLUMNS, true>(l);                                                \
   }
 #else
 #define PN_FORWARD_TF32(K, S, COLUMNS)
 #endif
-#define PN_KERNELS(K, S)                                                                                              \
-  PN_FORWARD(K, S, 16)                                                                                                \
-  PN_FORWARD(K, S, 32)                                                                                                \
-  PN_FORWARD(K, S, 64)                                                                                                \
-  PN_FORWARD_TF32(K, S, 16)                                                                                           \
-  PN_FORWARD_TF32(K, S, 32)                                                                                           \
-  PN_FORWARD_TF32(K, S, 64)                                                                                           \
-  PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) {      \
-    backward_weights<K, S>(l);                                                                                        \
+#define PN_KERNELS(K, S)                                                                                         \
+  PN_FORWARD(K, S, 16)                                                                                           \
+  PN_FORWARD(K, S, 32)                                                                                           \
+  PN_FORWARD(K, S, 64)                                                                                           \
+  PN_FORWARD_TF32(K, S, 16)                                                                                      \
+  PN_FORWARD_TF32(K, S, 32)                                                                                      \
+  PN_FORWARD_TF32(K, S, 64)                                                                                      \
+  PN_KERNEL __launch_bounds__(kMaxThreads, 3) depthwise_pointwise_backward_weights_k##K##_s##S(const Launch l) { \
+    backward_weights<K, S>(l);                                                                                   \
   }
 PN_KERNELS(3, 1)
 PN_KERNELS(3, 2)
@@ -472,9 +473,15 @@ PN_KERNELS(5, 2)
 PN_KERNELS(7, 1)
 PN_KERNELS(7, 2)
 
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k3(const Launch l) { backward_input<3>(l); }
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k5(const Launch l) { backward_input<5>(l); }
-PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k7(const Launch l) { backward_input<7>(l); }
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k3(const Launch l) {
+  backward_input<3>(l);
+}
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k5(const Launch l) {
+  backward_input<5>(l);
+}
+PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_input_k7(const Launch l) {
+  backward_input<7>(l);
+}
 PN_KERNEL __launch_bounds__(kMaxThreads, 4) depthwise_pointwise_backward_strided_input(const Launch l) {
   backward_strided_input(l);
 }

@@ -142,7 +142,8 @@ PN_DEVICE void store_channels(float* p, float4 v, int count, bool aligned) {
 }
 
 // Copies 16 bytes from global to shared memory, or zeros where `present` is false (the source address must be valid
-// memory's all the same). What a thread copied so, it sees after copies_done(), the others after a barrier that follows.
+// memory's all the same). What a thread copied so, it sees after copies_done(), the others after a barrier that
+// follows.
 PN_DEVICE void copy4(float* shared, const float* global, bool present) {
 #if PN_SM80
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
@@ -168,7 +169,8 @@ PN_DEVICE uint32_t to_tf32(float v) {
 // c [16][8] += a [16][8] * b [8][8] by a warp. With row = lane / 4 and column = lane % 4, a lane holds
 // a (row, column), (row + 8, column), (row, column + 4), (row + 8, column + 4); b (column, row), (column + 4, row);
 // c (row, 2 column), (row, 2 column + 1), (row + 8, 2 column), (row + 8, 2 column + 1).
-PN_DEVICE void multiply_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+PN_DEVICE void multiply_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4],
+                             const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)

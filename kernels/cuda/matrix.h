@@ -1,5 +1,5 @@
-// What the convolutions share: the product of a tile of pixels with a block of weights, the gradient of such weights, and
-// the passes between a tile and the activations.
+// What the convolutions share: the product of a tile of pixels with a block of weights, the gradient of such weights,
+// and the passes between a tile and the activations.
 //
 // A thread block works on as many pixels as it has threads (64 or 128). Depth (input channels, or taps times channels)
 // is taken in chunks of kDepth; a chunk of a tile lies in shared memory as [pixel][kDepth] floats, with the four quads
@@ -21,12 +21,13 @@ PN_DEVICE int tile_offset(int pixel, int q) { return pixel * kDepth + ((q ^ (pix
 template <int kColumns>
 constexpr int kWeightStep = kColumns + 8;
 template <int kColumns>
-constexpr int kWeightFloats = kDepth * kWeightStep<kColumns>;
+constexpr int kWeightFloats = kDepth* kWeightStep<kColumns>;
 
 // weights [kDepth][kWeightStep] = `rows` x `columns` of source (row k at source + k * step), the rest zero.
 template <int kColumns>
 PN_DEVICE void load_weights(float* weights, const float* source, int step, int rows, int columns) {
   const bool aligned = ((step | columns) & 3) == 0 && is_aligned16(source);
+#pragma unroll 1
   for (int i = thread_index().x; i < kDepth * kColumns / 4; i += block_extent().x) {
     const int k = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
@@ -42,6 +43,7 @@ PN_DEVICE void load_weights(float* weights, const float* source, int step, int r
 template <int kColumns>
 PN_DEVICE void load_transposed_weights(float* weights, const float* source, int step, int rows, int columns) {
   const bool aligned = ((step | rows) & 3) == 0 && is_aligned16(source);
+#pragma unroll 1
   for (int i = thread_index().x; i < kColumns * kDepth / 4; i += block_extent().x) {
     const int column = i / (kDepth / 4), k = i % (kDepth / 4) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
@@ -53,8 +55,9 @@ PN_DEVICE void load_transposed_weights(float* weights, const float* source, int 
   }
 }
 
-// A tile's product with kColumns columns of weights: every thread holds kPixels x kOwn sums, kColumns in all, by float32
-// multiply-adds or, with kTf32, by the tensor cores. Lanes whose numbers are equal modulo kGroups hold the same columns.
+// A tile's product with kColumns columns of weights: every thread holds kPixels x kOwn sums, kColumns in all, by
+// float32 multiply-adds or, with kTf32, by the tensor cores. Lanes whose numbers are equal modulo kGroups hold the same
+// columns.
 template <int kColumns, bool kTf32>
 struct Product {
   static constexpr int kGroups = kTf32 || kColumns < 64 ? 4 : 8;
@@ -140,16 +143,26 @@ struct Product {
     }
   }
 
-  // Calls f(index of the pixel, index of the first column) for every group of kVector sums.
-  template <class F>
-  PN_DEVICE_METHOD void for_each_vector(F f) const {
+  // v = kVector neighbouring values of a row, of which `columns` (from column 0 on, which lies at `row`) exist, at the
+  // place of sum[..][j].
+  PN_DEVICE_METHOD void load(float (&v)[kVector], const float* row, int j, int columns, bool aligned) const {
+    const int first = column(j);
+    const float* from = row + first;
+    if (aligned && first < columns) {
+      if constexpr (kTf32) {
+        const float2 two = *reinterpret_cast<const float2*>(from);
+        v[0] = two.x, v[1] = two.y;
+      } else {
+        const float4 four = load4(from);
+        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+      }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kPixels; i++)
-#pragma unroll
-      for (int j = 0; j < kOwn; j += kVector) f(i, j);
+      for (int e = 0; e < kVector; e++) v[e] = first + e < columns ? from[e] : 0.0f;
+    }
   }
 
-  // Stores kVector neighbouring sums, of which `columns` (from column 0 on) exist, to `row`, which is column 0's place.
+  // Stores sum[i][j] and its neighbours likewise.
   PN_DEVICE_METHOD void store(float* row, int i, int j, int columns, bool aligned) const {
     const int first = column(j);
     float* to = row + first;
@@ -167,15 +180,75 @@ struct Product {
         if (first + e < columns) to[e] = sum[i][j + e];
     }
   }
+
+  // Stores pixel i's sums as the gradient of an activation: zero where x <= 0 (x may be null: no ReLU), added to where
+  // `accumulate` is set.
+  PN_DEVICE_METHOD void store_gradient(float* dx, const float* x, int i, int columns, bool aligned, bool accumulate) {
+#pragma unroll
+    for (int j = 0; j < kOwn; j += kVector) {
+      float v[kVector];
+      if (x) {
+        load(v, x, j, columns, aligned);
+#pragma unroll
+        for (int e = 0; e < kVector; e++)
+          if (!(v[e] > 0.0f)) sum[i][j + e] = 0.0f;
+      }
+      if (accumulate) {
+        load(v, dx, j, columns, aligned);
+#pragma unroll
+        for (int e = 0; e < kVector; e++) sum[i][j + e] += v[e];
+      }
+      store(dx, i, j, columns, aligned);
+    }
+  }
 };
+
+// The tile's pixels that a thread loads, four of them: pixel(u) for u < kLoads, one quad of each.
+constexpr int kLoads = 4;
+PN_DEVICE int loaded_pixel(int u) { return (thread_index().x >> 2) + u * (block_extent().x >> 2); }
+PN_DEVICE int loaded_quad() { return thread_index().x & 3; }
+
+PN_DEVICE void store_tile(float* tile, const float4 (&v)[kLoads]) {
+#pragma unroll
+  for (int u = 0; u < kLoads; u++) store4(tile + tile_offset(loaded_pixel(u), loaded_quad()), v[u]);
+}
+
+// product = the product of all chunks that the source has (one at least): source.next() goes on to the next one and
+// tells whether there is one, source.load_pixels(v) gives the thread's quads of the tile, source.load_weights(w) fills
+// the weights. The next chunk is loaded while one is multiplied. Returns shared memory that nobody uses any more, of
+// kDepth floats a thread.
+template <int kColumns, bool kTf32, class Source>
+PN_DEVICE float* multiply_chunks(Product<kColumns, kTf32>& product, Source& source) {
+  const int tile_floats = block_extent().x * kDepth;
+  float* tiles = pn_shared;
+  float* weights = tiles + 2 * tile_floats;
+  float4 v[kLoads];
+  product.clear();
+  source.next();
+  source.load_weights(weights);
+  source.load_pixels(v);
+  store_tile(tiles, v);
+  for (int buffer = 0;; buffer ^= 1) {
+    copies_done();
+    barrier();
+    const bool more = source.next();
+    if (more) {
+      source.load_weights(weights + (buffer ^ 1) * kWeightFloats<kColumns>);
+      source.load_pixels(v);
+    }
+    product.add(tiles + buffer * tile_floats, 31, weights + buffer * kWeightFloats<kColumns>, kDepth);
+    if (!more) return tiles + (buffer ^ 1) * tile_floats;
+    store_tile(tiles + (buffer ^ 1) * tile_floats, v);
+  }
+}
 
 // Shared memory that statistics() takes.
 template <int kColumns>
-constexpr int kStatisticsFloats = kColumns * (1 + 2 * kMaxThreads / 32);
+constexpr int kStatisticsFloats = kColumns*(1 + 2 * kMaxThreads / 32);
 
-// mean[c] and squares[c] = the mean of column c over the tile's `count` pixels and the sum of squared deviations from it;
-// bit i of `valid` tells whether the thread's pixel i counts, pixel 0 of the tile does. Values are taken relative to the
-// tile's first pixel, so that a large common mean costs no digits. All threads take part.
+// mean[c] and squares[c] = the mean of column c over the tile's `count` pixels and the sum of squared deviations from
+// it; bit i of `valid` tells whether the thread's pixel i counts, pixel 0 of the tile does. Values are taken relative
+// to the tile's first pixel, so that a large common mean costs no digits. All threads take part.
 template <int kColumns, bool kTf32>
 PN_DEVICE void statistics(const Product<kColumns, kTf32>& product, uint32_t valid, int count, int columns,
                           float* memory, float* mean, float* squares) {
@@ -237,11 +310,23 @@ struct PendingGradient {
     add_product4(sum, a, v);
     return sum;
   }
+
+  // tile [pixels][step] = `columns` channels from `channel` on of pixels that begin at place(p), zero where that is
+  // negative.
+  template <class Place>
+  PN_DEVICE_METHOD void load_tile(float* tile, int step, int channel, int columns, int pixels, Place place) const {
+    const int quads = step >> 2;
+    for (int i = thread_index().x; i < pixels * quads; i += block_extent().x) {
+      const int p = i / quads, c = (i - p * quads) * 4;
+      const int64_t at = place(p);
+      store4(tile + p * step + c, at >= 0 && c < columns ? load(at, channel + c, columns - c) : zero4());
+    }
+  }
 };
 
-// The gradient of kDepth x `columns` (16, 32 or 64) weights: the product of the transposed tile of inputs [pixel][kDepth]
-// and a tile of output gradients [pixel][columns]. `columns` threads share the result, 4 x 4 each; the block's threads
-// take turns in the pixels, and what they have is added up at the end.
+// The gradient of kDepth x `columns` (16, 32 or 64) weights: the product of the transposed tile of inputs
+// [pixel][kDepth] and a tile of output gradients [pixel][columns]. `columns` threads share the result, 4 x 4 each; the
+// block's threads take turns in the pixels, and what they have is added up at the end.
 struct WeightGradient {
   float sum[4][4];
 
@@ -265,8 +350,8 @@ struct WeightGradient {
         for (int j = 0; j < 4; j++) sum[i][j] += a[i] * b[j];
     }
   }
-  // out [rows][step] = the block's sum, of which `rows` and `limit` columns are wanted. Takes kDepth floats of shared memory
-  // a thread.
+  // out [rows][step] = the block's sum, of which `rows` and `limit` columns are wanted. Takes kDepth floats of shared
+  // memory a thread.
   PN_DEVICE_METHOD void finish(float* memory, int columns, float* out, int step, int rows, int limit) const {
     const int t = thread_index().x, place = t % columns, q = place / (columns / 4), c = place % (columns / 4) * 4;
     float* own = memory + t / columns * kDepth * columns + q * 4 * columns + c;

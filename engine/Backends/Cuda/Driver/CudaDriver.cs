@@ -3,23 +3,8 @@ using System.Text;
 
 namespace PerturbNas.Backends.Cuda;
 
-// What the backend sees of CUDA, in ManagedCuda's vocabulary: context, module, kernel, stream, event, graph. This file is the only one that
-// calls the driver; another one with the same types can take its place.
-
-/// <summary>Extents of a grid or a block.</summary>
-public readonly record struct Dim3(int X, int Y = 1, int Z = 1)
-{
-    public static implicit operator Dim3(int x) => new(x);
-
-    public long Count => (long)X * Y * Z;
-}
-
-/// <summary>What there is to know about a device.</summary>
-/// <param name="DriverVersion">The CUDA version that the driver supports: 12020 for 12.2.</param>
-/// <param name="ComputeCapability">80 for 8.0.</param>
-/// <param name="Limits">What it can do at most by its clocks and widths.</param>
-internal sealed record DeviceProperties(string Name, int DriverVersion, int ComputeCapability, int Multiprocessors, long MemoryBytes, bool HasMemoryPools,
-    MachineLimits Limits);
+// What the backend sees of CUDA, in ManagedCuda's vocabulary: context, module, kernel, stream, event, graph. This folder is all that calls the
+// driver; ManagedCuda/CudaDriver.cs, with the same types, takes its place in a build with -p:UseManagedCuda=true.
 
 /// <summary>The first device of a driver library and its memory. All methods may be called from any thread.</summary>
 internal sealed unsafe class CudaContext : IDisposable
@@ -120,7 +105,7 @@ internal sealed unsafe class CudaContext : IDisposable
         _current = _context;
         var status = Properties.HasMemoryPools ? NativeDriver.MemoryFreeAsync(address, stream.Handle) : NativeDriver.MemoryFree(address);
         if (status == DriverStatus.InvalidValue)
-            throw new CudaException(status, "cuMemFree");
+            Check(status, "cuMemFree");
     }
 
     /// <summary>Host memory that the device copies from and to by itself.</summary>
@@ -182,8 +167,12 @@ internal sealed unsafe class CudaContext : IDisposable
 
     internal static void Check(DriverStatus status, string call)
     {
-        if (status != DriverStatus.Success)
-            throw new CudaException(status, call);
+        if (status == DriverStatus.Success)
+            return;
+        var known = NativeDriver.GetErrorName(status, out var name) == DriverStatus.Success;
+        known &= NativeDriver.GetErrorString(status, out var text) == DriverStatus.Success;
+        throw new CudaException(status, call, known ? Marshal.PtrToStringUTF8(name)! : $"error {(int)status}",
+            known ? Marshal.PtrToStringUTF8(text)! : "unknown to this driver", NativeDriver.IsEmulated ? EmulatedDriver.LastFault : null);
     }
 }
 

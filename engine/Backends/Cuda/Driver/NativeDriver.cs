@@ -3,19 +3,6 @@ using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-/// <summary>CUresult: the ones that are told apart here.</summary>
-internal enum DriverStatus
-{
-    Success = 0,
-    InvalidValue = 1,
-    OutOfMemory = 2,
-    NoDevice = 100,
-    NoBinaryForDevice = 209,
-    InvalidPtx = 218,
-    UnsupportedPtxVersion = 222,
-    DriverMismatch = 803,
-}
-
 /// <summary>CUdevice_attribute: the ones that are asked for here.</summary>
 internal enum DeviceAttribute
 {

@@ -1148,19 +1148,93 @@ class Decoder {
 
   // --- Registers ---
 
+  // From where to where in the text a register is in use. Positions are twice the emission's index, and one more for
+  // what an emission writes.
+  struct Range {
+    int first = INT32_MAX, last = -1;
+    void include(int position) {
+      first = std::min(first, position);
+      last = std::max(last, position);
+    }
+  };
+
+  std::vector<Range> live_ranges() const {
+    const size_t words = (virtuals.size() + 63) / 64;
+    using Set = std::vector<uint64_t>;
+    std::vector<Set> used(blocks.size(), Set(words)), written(blocks.size(), Set(words)),
+        live_in(blocks.size(), Set(words));
+    std::vector<Range> ranges(virtuals.size());
+    const auto has = [](const Set& set, int v) { return set[size_t(v) / 64] >> v % 64 & 1; };
+    const auto insert = [](Set& set, int v) { set[size_t(v) / 64] |= uint64_t(1) << v % 64; };
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      int guarded_until = -1; /* what is written under a guard may also keep its value */
+      for (int k = blocks[b].first; k <= blocks[b].last; ++k) {
+        const Emission& e = code[k];
+        guarded_until = std::max(guarded_until, e.skip_to);
+        for (size_t o = 0; o < e.operands.size(); ++o) {
+          const int v = e.operands[o] >> 1;
+          const bool writes = int(o) < e.written;
+          ranges[v].include(2 * k + writes);
+          if ((!writes || k < guarded_until) && !has(written[b], v)) insert(used[b], v);
+        }
+        for (int o = 0; o < e.written; ++o)
+          if (k >= guarded_until) insert(written[b], e.operands[o] >> 1);
+      }
+    }
+    std::vector<Set> live_out(blocks.size(), Set(words));
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (size_t b = blocks.size(); b-- > 0;)
+        for (size_t word = 0; word < words; ++word) {
+          for (const int s : blocks[b].successors) live_out[b][word] |= live_in[s][word];
+          const uint64_t in = used[b][word] | (live_out[b][word] & ~written[b][word]);
+          changed |= in != live_in[b][word];
+          live_in[b][word] = in;
+        }
+    }
+    for (size_t b = 0; b < blocks.size(); ++b)
+      for (size_t v = 0; v < virtuals.size(); ++v) {
+        if (has(live_in[b], int(v))) ranges[v].include(2 * blocks[b].first);
+        if (has(live_out[b], int(v))) ranges[v].include(2 * blocks[b].last + 1);
+      }
+    return ranges;
+  }
+
+  // Registers whose ranges do not meet share a place, so that a warp's registers stay in the host's cache. Constants
+  // keep theirs: they are filled only once.
   void place_registers() {
+    const std::vector<Range> ranges = live_ranges();
+    std::vector<int> order;
+    for (size_t v = 0; v < virtuals.size(); ++v)
+      if (!virtuals[v].constant && ranges[v].last >= 0) order.push_back(int(v));
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return ranges[a].first < ranges[b].first; });
     uint32_t next = 0;
-    const auto place = [&](int bytes, bool constants_too) {
+    for (const int bytes : {0, 4, 8}) {
+      const uint32_t size = bytes ? uint32_t(bytes) * LANES : 4, start = next;
+      std::multimap<int, uint32_t> busy; /* last position: place */
+      std::vector<uint32_t> free;
+      for (const int v : order) {
+        if (virtuals[v].bytes != bytes) continue;
+        while (!busy.empty() && busy.begin()->first < ranges[v].first) {
+          free.push_back(busy.begin()->second);
+          busy.erase(busy.begin());
+        }
+        if (free.empty()) {
+          free.push_back(next);
+          next += size;
+        }
+        virtuals[v].offset = free.back();
+        free.pop_back();
+        busy.insert({ranges[v].last, virtuals[v].offset});
+      }
+      if (bytes) kernel.register_count += int((next - start) / (4 * LANES));
       for (Virtual& v : virtuals)
-        if (v.bytes == bytes && (constants_too || !v.constant)) {
+        if (v.constant && v.bytes == bytes) {
           v.offset = next;
-          next += v.bytes ? uint32_t(v.bytes) * LANES : 4;
+          next += size;
         }
       next = align_up(next, 64);
-    };
-    place(0, true);
-    place(4, true);
-    place(8, true);
+    }
     kernel.register_bytes = next;
     for (const Virtual& v : virtuals) {
       if (!v.constant) continue;

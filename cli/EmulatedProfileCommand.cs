@@ -18,7 +18,7 @@ internal sealed record EmulatedReportPhase(string Phase, long Launches, double P
 /// <summary>A kernel in a phase: calls, launches and predicted time at full size; all else as counted in the smaller steps.</summary>
 internal sealed record EmulatedReportKernel(string Kernel, int Calls, long Launches, double PredictedSeconds, ulong WarpInstructions,
     ulong FloatOperations, ulong MatrixInstructions, ulong GlobalSectors, double FlopFactor, double ByteFactor, double? MemoryEfficiency,
-    ulong SharedConflicts, double ConflictsPerRequest, ulong DivergentBranches);
+    ulong SharedConflicts, double ConflictShare, ulong DivergentBranches);
 
 /// <summary>Shows what the emulated device counted, kernel by kernel, and what a real one would take.</summary>
 internal static class EmulatedProfileCommand
@@ -47,14 +47,14 @@ internal static class EmulatedProfileCommand
             foreach (var kernel in phase.Kernels)
                 table.AddRow("  " + kernel.Kernel, $"{kernel.Calls}", $"{kernel.Launches}", $"{1e3 * kernel.SecondsAtLeast(limits):0.000}",
                     $"{kernel.Sample.WarpInstructions / 1e6:0.00}", $"{kernel.FlopFactor:0.00}", $"{kernel.ByteFactor:0.00}",
-                    $"{kernel.Sample.MemoryEfficiency:P0}", $"{kernel.ConflictsPerRequest:0.00}");
+                    $"{kernel.Sample.GlobalEfficiency:P0}", $"{kernel.Sample.ConflictShare:P0}");
         }
         Terminal.Out.Write(table);
         Console.WriteLine($"Calls, launches and predicted times are those of one pass of {configuration.Batch} images and {configuration.Layers} cells; with " +
             "CUDA graphs a pass is launched as one or two. Times are the roofline of " +
             $"{limits.Gigaflops / 1e3:0} TFLOP/s and {limits.GigabytesPerSecond / 1e3:0.00} TB/s (an H100) for the operations executed and the bytes moved.");
         Console.WriteLine($"Counted in a pass of at most {EmulatedProfile.SampleImages} images and {EmulatedProfile.SampleLayers} cells: warp instructions; operations " +
-            "executed and bytes moved over the least; bytes used of those moved; bank conflicts a request to shared memory.");
+            "executed and bytes moved over the least; bytes used of those moved; passes over shared memory that are due to bank conflicts.");
     }
 
     private static EmulatedReportPhase Report(EmulatedPhase phase, MachineLimits limits) => new(phase.Phase, phase.Launches,
@@ -63,7 +63,7 @@ internal static class EmulatedProfileCommand
             .. phase.Kernels.Select(kernel => new EmulatedReportKernel(kernel.Kernel, kernel.Calls, kernel.Launches, kernel.SecondsAtLeast(limits),
                 kernel.Sample.WarpInstructions, kernel.Sample.FloatOperations, kernel.Sample.MatrixInstructions,
                 kernel.Sample.GlobalLoadSectors + kernel.Sample.GlobalStoreSectors, kernel.FlopFactor, kernel.ByteFactor,
-                double.IsFinite(kernel.Sample.MemoryEfficiency) ? kernel.Sample.MemoryEfficiency : null, kernel.Sample.SharedConflicts,
-                kernel.ConflictsPerRequest, kernel.Sample.DivergentBranches)),
+                double.IsFinite(kernel.Sample.GlobalEfficiency) ? kernel.Sample.GlobalEfficiency : null, kernel.Sample.SharedConflicts,
+                kernel.Sample.ConflictShare, kernel.Sample.DivergentBranches)),
         ]);
 }

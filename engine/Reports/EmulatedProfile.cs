@@ -24,9 +24,6 @@ public sealed record EmulatedKernel(string Kernel, int Calls, long Launches, Cos
     /// <summary>Bytes moved over the least: what is read again, and what was not asked for, counts as if no cache had it.</summary>
     public double ByteFactor => SampleCost.Bytes == 0 ? 1 : Math.Max(1, (double)Sample.TransferredBytes / SampleCost.Bytes);
 
-    /// <summary>Wavefronts in shared memory beyond the least, a request.</summary>
-    public double ConflictsPerRequest => Sample.SharedRequests == 0 ? 0 : (double)Sample.SharedConflicts / Sample.SharedRequests;
-
     /// <summary>Seconds at full size on a device with these limits: the roofline of the operations executed and the bytes moved.</summary>
     public double SecondsAtLeast(MachineLimits limits) =>
         Math.Max(Cost.Flops * FlopFactor / limits.Gigaflops, Cost.Bytes * ByteFactor / limits.GigabytesPerSecond) / 1e9;

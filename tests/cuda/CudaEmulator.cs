@@ -3,23 +3,39 @@ using PerturbNas.Backends.Cuda;
 
 namespace PerturbNas.Tests.Cuda;
 
-/// <summary>Tests on the emulated device; skipped, visibly, where it was not built.</summary>
-public sealed class EmulatedCudaTheoryAttribute : TheoryAttribute
-{
-    public EmulatedCudaTheoryAttribute() => Skip = CudaDevice.WhyNotBuilt(DeviceKind.CudaEmulated);
-}
-
+/// <summary>The emulated device's own functions, which a real driver does not have.</summary>
 internal static class CudaEmulator
 {
+    /// <summary>Why there are no tests on the emulated device, or null.</summary>
+    public static string? Missing => CudaBackend.WhyNotBuilt(DeviceKind.CudaEmulated);
+
+    /// <summary>The sentence about what the last failing call did wrong.</summary>
+    public static string LastFault => EmulatedDriver.LastFault ?? "";
+
+    /// <summary>Forgets a fault.</summary>
+    public static void Reset() => EmulatedDriver.Reset();
+
     /// <summary>What was launched by an action, by kernel.</summary>
     public static Dictionary<string, EmulatedCounters> Count(Action action)
     {
         EmulatedDriver.ResetCounters();
         action();
-        return EmulatedDriver.Kernels().ToDictionary(pair => pair.Kernel, pair => pair.Counters);
+        return EmulatedDriver.Kernels().ToDictionary(kernel => kernel.Kernel, kernel => kernel.Counters);
     }
 
     /// <summary>Passes over the banks of shared memory that conflicts made necessary, of all.</summary>
     public static double ConflictShare(this in EmulatedCounters counters) =>
         counters.SharedWavefronts == 0 ? 0 : (double)counters.SharedConflicts / counters.SharedWavefronts;
+}
+
+/// <summary>A test on the emulated device; skipped, visibly, where it was not built.</summary>
+public sealed class EmulatedCudaFactAttribute : FactAttribute
+{
+    public EmulatedCudaFactAttribute() => Skip = CudaEmulator.Missing;
+}
+
+/// <summary>Cases on the emulated device; skipped, visibly, where it was not built.</summary>
+public sealed class EmulatedCudaTheoryAttribute : TheoryAttribute
+{
+    public EmulatedCudaTheoryAttribute() => Skip = CudaEmulator.Missing;
 }

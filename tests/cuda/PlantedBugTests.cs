@@ -79,7 +79,7 @@ public sealed partial class PlantedBugTests
             backend.Replace(bug.Kernel, ptx);
             using var memory = new Memory(backend);
             Assert.Throws<CudaException>(() => bug.Run(backend, memory));
-            var fault = EmulatedDriver.LastFault!;
+            var fault = CudaEmulator.LastFault;
             var place = Place().Match(fault);
             Assert.True(place.Success, fault);
             Assert.Equal(bug.Fault, place.Groups["fault"].Value);
@@ -89,7 +89,7 @@ public sealed partial class PlantedBugTests
         }
         finally
         {
-            EmulatedDriver.Reset();
+            CudaEmulator.Reset();
         }
     }
 

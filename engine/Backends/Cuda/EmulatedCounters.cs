@@ -30,8 +30,11 @@ public struct EmulatedCounters
     /// <summary>Bytes that were moved between global memory and the multiprocessors.</summary>
     public readonly ulong TransferredBytes => SectorBytes * (GlobalLoadSectors + GlobalStoreSectors);
 
-    /// <summary>Bytes asked for over bytes moved: 1 where every access is coalesced.</summary>
-    public readonly double MemoryEfficiency => (double)(GlobalLoadBytes + GlobalStoreBytes) / TransferredBytes;
+    /// <summary>Bytes that lanes asked for over bytes moved: 1 where every access is coalesced. Lanes that ask for the same bytes count each.</summary>
+    public readonly double GlobalEfficiency => (double)(GlobalLoadBytes + GlobalStoreBytes) / TransferredBytes;
+
+    /// <summary>Passes over the banks of shared memory that conflicts made necessary, of all.</summary>
+    public readonly double ConflictShare => SharedWavefronts == 0 ? 0 : (double)SharedConflicts / SharedWavefronts;
 
     public static EmulatedCounters operator +(EmulatedCounters a, EmulatedCounters b) => Combine(a, b, static (x, y) => x + y);
 

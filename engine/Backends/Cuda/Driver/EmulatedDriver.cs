@@ -26,12 +26,12 @@ internal static partial class EmulatedDriver
         return kernels;
     }
 
-    [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorResetCounters")]
-    internal static partial void ResetCounters();
-
-    /// <summary>Forgets a fault, so that calls work again.</summary>
+    /// <summary>Forgets a fault, so that the device can be used again: for tests.</summary>
     [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorReset")]
     internal static partial void Reset();
+
+    [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorResetCounters")]
+    internal static partial void ResetCounters();
 
     [LibraryImport(NativeDriver.Library, EntryPoint = "pnEmulatorLastFault")]
     private static partial nint NativeLastFault();

@@ -22,10 +22,6 @@ internal static class CudaEmulator
         action();
         return EmulatedDriver.Kernels().ToDictionary(kernel => kernel.Kernel, kernel => kernel.Counters);
     }
-
-    /// <summary>Passes over the banks of shared memory that conflicts made necessary, of all.</summary>
-    public static double ConflictShare(this in EmulatedCounters counters) =>
-        counters.SharedWavefronts == 0 ? 0 : (double)counters.SharedConflicts / counters.SharedWavefronts;
 }
 
 /// <summary>A test on the emulated device; skipped, visibly, where it was not built.</summary>

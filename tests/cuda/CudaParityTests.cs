@@ -30,8 +30,8 @@ public sealed class CudaParityTests
         }
         catch (CudaException e)
         {
-            var fault = EmulatedDriver.LastFault;
-            EmulatedDriver.Reset();
+            var fault = CudaEmulator.LastFault;
+            CudaEmulator.Reset();
             Assert.Fail($"{e.Message}: {fault}");
         }
     }

@@ -79,7 +79,7 @@ public sealed partial class PlantedBugTests
             backend.Replace(bug.Kernel, ptx);
             using var memory = new Memory(backend);
             Assert.Throws<CudaException>(() => bug.Run(backend, memory));
-            var fault = CudaEmulator.LastFault;
+            var fault = CudaEmulator.LastFault!;
             var place = Place().Match(fault);
             Assert.True(place.Success, fault);
             Assert.Equal(bug.Fault, place.Groups["fault"].Value);
@@ -97,8 +97,8 @@ public sealed partial class PlantedBugTests
     [InlineData("scaled_copy", "scaled_copy.cu", "thread_index().x * W;", "thread_index().x * (kChunk / kThreads);", "k * (kThreads * W)", "k * W")]
     public void An_uncoalesced_access_shows_in_the_efficiency(string kernel, string file, string start, string badStart, string step, string badStep)
     {
-        Assert.InRange(Count([]).MemoryEfficiency, 0.99, 1.01);
-        Assert.InRange(Count([new(file, start, badStart), new(file, step, badStep)]).MemoryEfficiency, 0, 0.51);
+        Assert.InRange(Count([]).GlobalEfficiency, 0.99, 1.01);
+        Assert.InRange(Count([new(file, start, badStart), new(file, step, badStep)]).GlobalEfficiency, 0, 0.51);
 
         EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
         {
@@ -113,8 +113,8 @@ public sealed partial class PlantedBugTests
     [InlineData("linear_backward_input", "linear.cu", "float weight[pn::kTile][pn::kTile + 1]", "float weight[pn::kTile][pn::kTile]")]
     public void A_bank_conflict_shows_in_the_counters(string kernel, string file, string before, string after)
     {
-        Assert.Equal(0, Count([]).ConflictShare());
-        Assert.InRange(Count([new(file, before, after)]).ConflictShare(), 0.5, 1);
+        Assert.Equal(0, Count([]).ConflictShare);
+        Assert.InRange(Count([new(file, before, after)]).ConflictShare, 0.5, 1);
 
         EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
         {

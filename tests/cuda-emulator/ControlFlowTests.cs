@@ -203,10 +203,10 @@ public sealed class ControlFlowTests(EmulatedDeviceFixture fixture) : IClassFixt
             Enumerable.Range(0, 2 * 3 * 4 * 5 * 7 * 2).Select(i => (uint)(4000 + (i % 70))), Device.Download<uint>(output, 2 * 3 * 4 * 5 * 7 * 2));
     }
 
-    /// <summary>Runs a body that computes `d` from `tid` with 96 threads in each of two blocks; null: the thread returns without a result.</summary>
+    /// <summary>Runs a body that computes `d` from `tid` with 128 threads in each of two blocks; null: the thread returns without a result.</summary>
     private void Check(string body, Func<uint, uint?> expected)
     {
-        const int threads = 96;
+        const int threads = 128;
         const uint untouched = 0x12345678;
         var function = Device.Function(
             $$"""
@@ -215,7 +215,7 @@ public sealed class ControlFlowTests(EmulatedDeviceFixture fixture) : IClassFixt
               .reg .pred p, q, true;
               .reg .b32 a, b, c, d, tid, block, votes;
               .reg .b64 address, tile64;
-              .shared .align 4 .b8 tile[384];
+              .shared .align 4 .b8 tile[512];
               mov.u32 tid, %tid.x;
               mov.pred true, 1;
               {{body.Replace("false", "0", StringComparison.Ordinal)}}

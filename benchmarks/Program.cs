@@ -34,6 +34,9 @@ internal static class Program
                 case "scaling":
                     ScalingSuite.Run(options, report);
                     break;
+                case "racing":
+                    RacingSuite.Run(options, report);
+                    break;
             }
             return Done;
         }

@@ -13,6 +13,7 @@ namespace PerturbNas.Benchmarks;
 internal static class SelectionSuite
 {
     private const string Selector = "perturbation";
+    private const int DefaultImages = 128;
 
     public static void Run(BenchmarkOptions options, Report report)
     {
@@ -42,8 +43,8 @@ internal static class SelectionSuite
             Layers = options.Layers,
             Seed = 0,
             TrainPortion = 0.5,
-            TrainLimit = options.Images,
-            ValidLimit = options.Images,
+            TrainLimit = options.Images ?? DefaultImages,
+            ValidLimit = options.Images ?? DefaultImages,
         }, backend, initialFile: null);
         var phases = new Dictionary<string, double>();
         double search;
@@ -57,8 +58,8 @@ internal static class SelectionSuite
         {
             By = Selector,
             TuneEpochs = options.TuneEpochs,
-            TrainLimit = options.Images,
-            ValidLimit = options.Images,
+            TrainLimit = options.Images ?? DefaultImages,
+            ValidLimit = options.Images ?? DefaultImages,
             Batch = options.Batch,
             Seed = 0,
         });

@@ -13,6 +13,9 @@ internal static class SelectCommand
         using var backend = new CpuBackend(options.Threads);
         using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
+        if (!options.Resume && !options.Restart && SelectionRun.IsUnfinished(options.Run, options.By))
+            throw new UserException($"'{options.Run}' holds an unfinished selection by {options.By}; give --resume to go on with it, or --restart to " +
+                "begin anew in its place.");
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;
         if (resumed is not null)
             options.RequireAgreement(resumed);

@@ -20,13 +20,14 @@ public readonly record struct Racing(double? Delta)
     public bool IsOff => Delta is null;
 
     /// <summary>Reads "off", "exact" or a probability.</summary>
+    /// <param name="what">What has this text, for the message.</param>
     /// <exception cref="UserException">It is none of these.</exception>
-    public static Racing Parse(string text) => text switch
+    public static Racing Parse(string? text, string what = "--racing") => text switch
     {
         "off" => Off,
         "exact" => Exact,
         _ when double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out var delta) && delta is > 0 and < 1 => new Racing(delta),
-        _ => throw new UserException($"--racing is '{text}'; choose off, exact, or an error probability between 0 and 1 such as 0.01."),
+        _ => throw new UserException($"{what} is '{text}'; choose off, exact, or an error probability between 0 and 1 such as 0.01."),
     };
 
     public override string ToString() => Delta switch

@@ -1,3 +1,4 @@
+using PerturbNas.Backends.Planning;
 using PerturbNas.Networks;
 using PerturbNas.Spaces;
 
@@ -28,7 +29,7 @@ internal static class ScoringSuite
             ScoreBothTypes(peer);
         }
         report.Table(
-            ["scoring, per candidate and batch", "candidates", "ours s", "min-max s", "GFLOP", "of limit", "peer s", "min-max s",
+            ["scoring, per candidate and batch", "candidates", "ours s", "min-max s", "GFLOP of products", "of FMA limit", "peer s", "min-max s",
                 "times ours", "min-max"], rows);
 
         void ScoreBothTypes(Peer? peer)
@@ -45,7 +46,7 @@ internal static class ScoringSuite
             double units = masks.Count * options.Batches;
             var duel = peer is null ? null : Duel.Run(options.Repeats, Evaluate, units, peer, report);
             var ours = (duel?.Ours ?? Timing.Measure(options.Repeats, Evaluate)).Per(units);
-            var flops = Count(size, masks) / masks.Count;
+            var flops = (double)Count(size, masks).ProductFlops / masks.Count;
             report.Add(new
             {
                 Kind = "scoring",
@@ -54,8 +55,8 @@ internal static class ScoringSuite
                 Candidates = masks.Count,
                 options.Batches,
                 SecondsPerCandidateBatch = ours,
-                FlopsPerCandidateBatch = flops,
-                ShareOfLimit = report.ShareOfLimit(flops, ours.Median),
+                ProductFlopsPerCandidateBatch = flops,
+                ShareOfFmaLimit = report.ShareOfFmaLimit(flops, ours.Median),
                 PeakBytes = Memory.PeakBytes(),
                 peer?.Description,
                 duel
@@ -64,7 +65,7 @@ internal static class ScoringSuite
             [
                 $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{masks.Count}",
                 $"{ours.Median:0.0000}", $"{ours.Minimum:0.0000}-{ours.Maximum:0.0000}", $"{flops / 1e9:0.00}",
-                $"{report.ShareOfLimit(flops, ours.Median):P1}",
+                $"{report.ShareOfFmaLimit(flops, ours.Median):P1}",
                 duel is null ? "" : $"{duel.Peer.Median:0.000}", duel is null ? "" : $"{duel.Peer.Minimum:0.000}-{duel.Peer.Maximum:0.000}",
                 duel is null ? "" : $"{duel.Ratio.Median:0.00}", duel is null ? "" : $"{duel.Ratio.Minimum:0.00}-{duel.Ratio.Maximum:0.00}",
             ];
@@ -72,11 +73,6 @@ internal static class ScoringSuite
     }
 
     /// <summary>What our engine asks of its kernels for one batch: less than a forward pass for each candidate.</summary>
-    public static double Count(WorkloadSize size, List<Mask> masks)
-    {
-        using var counter = new FlopCounter();
-        using var workload = new Workload(size, counter);
-        workload.NewEvaluation(1).Evaluate(new EdgeStates(), masks);
-        return counter.Flops;
-    }
+    public static Cost Count(WorkloadSize size, List<Mask> masks) =>
+        Workload.Count(size, workload => workload.NewEvaluation(1).Evaluate(new EdgeStates(), masks));
 }

@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Planning;
 using PerturbNas.Data;
 using PerturbNas.Networks;
 using PerturbNas.Selection;
@@ -48,6 +49,15 @@ internal sealed class Workload : IDisposable
             Mean = [0.5f, 0.5f, 0.5f],
             Std = [0.25f, 0.25f, 0.25f],
         };
+    }
+
+    /// <summary>What some work asks of its kernels, learnt by running it on a backend that only counts.</summary>
+    public static Cost Count(WorkloadSize size, Action<Workload> work)
+    {
+        using var backend = new MeteredBackend();
+        using var workload = new Workload(size, backend);
+        work(workload);
+        return backend.Total;
     }
 
     public Supernet Network { get; }

@@ -32,10 +32,10 @@ internal sealed class BenchmarkOptions
     // Every suite, with those of the options below that not every suite has a use for.
     private static readonly Dictionary<string, string[]> _suites = new()
     {
-        ["kernels"] = ["--filter"],
+        ["kernels"] = ["--filter", "--peer", "--peer-mode"],
         ["search-step"] = ["--peer", "--peer-mode"],
         ["scoring"] = ["--peer", "--peer-mode", "--edge", "--batches"],
-        ["selection"] = ["--images", "--epochs", "--tune-epochs"],
+        ["selection"] = ["--peer", "--peer-mode", "--images", "--epochs", "--tune-epochs"],
         ["scaling"] = ["--edge"],
         ["racing"] = ["--run", "--images", "--orders", "--every", "--records"],
     };
@@ -61,10 +61,10 @@ internal sealed class BenchmarkOptions
     [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
     public string Isa { get; set; } = "";
 
-    [Option("repeats", Default = 5, MetaValue = "N", HelpText = "Timed repeats, after one that warms up.")]
-    public int Repeats { get; set; }
+    [Option("repeats", MetaValue = "N", HelpText = "Timed repeats, after one that warms up (5; selection: 1).")]
+    public int? Repeats { get; set; }
 
-    [Option("peer", HelpText = "search-step, scoring: alternate with PyTorch doing the same work from the same weights.")]
+    [Option("peer", HelpText = "Alternate with PyTorch doing the same work, from the same weights.")]
     public bool Peer { get; set; }
 
     [Option("peer-mode", Default = "tuned", MetaValue = "NAME",
@@ -103,6 +103,9 @@ internal sealed class BenchmarkOptions
 
     [Option("json", MetaValue = "FILE", HelpText = "Write everything that was measured to this file.")]
     public string? Json { get; set; }
+
+    /// <summary>Timed repeats of what takes seconds.</summary>
+    internal int TimedRepeats => Repeats ?? 5;
 
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
     public CpuBackend NewBackend(int? threads = null) => new(threads ?? Threads, Isa switch
@@ -162,7 +165,7 @@ internal sealed class BenchmarkOptions
         RequireRange("--layers", Layers, 1, 1000);
         RequireRange("--batch", Batch, 1, 1 << 16);
         RequireRange("--threads", Threads, 0, 256);
-        RequireRange("--repeats", Repeats, 1, 1000);
+        RequireRange("--repeats", Repeats ?? 1, 1, 1000);
         RequireRange("--edge", Edge, 0, CellTopology.Edges - 1);
         RequireRange("--batches", Batches, 1, 1000);
         RequireRange("--images", Images ?? 1, 1, 25_000);

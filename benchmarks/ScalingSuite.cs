@@ -30,7 +30,7 @@ internal static class ScalingSuite
         {
             var masks = ScoringSuite.Candidates(workload.Network.Space, CellType.Normal, options.Edge).Take(variants).ToList();
             var evaluation = workload.NewEvaluation(1);
-            return (Timing.Measure(options.Repeats, () => evaluation.Evaluate(new EdgeStates(), masks)), ScoringSuite.Count(size, masks).ProductFlops);
+            return (Timing.Measure(options.TimedRepeats, () => evaluation.Evaluate(new EdgeStates(), masks)), ScoringSuite.Count(size, masks).ProductFlops);
         }
 
         void Sweep(string dimension, IEnumerable<int> values, Func<int, (Repeats Seconds, double Flops)> measure)

@@ -24,7 +24,7 @@ internal static class ScoringSuite
             ScoreBothTypes(null);
         foreach (var mode in Duel.Modes(options))
         {
-            using var peer = new Peer("scoring", mode, size, backend.Threads, workload);
+            using var peer = Peer.OfSupernet("scoring", mode, size, backend.Threads, workload);
             Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
             ScoreBothTypes(peer);
         }
@@ -44,8 +44,8 @@ internal static class ScoringSuite
             var evaluation = workload.NewEvaluation(options.Batches);
             void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
             double units = masks.Count * options.Batches;
-            var duel = peer is null ? null : Duel.Run(options.Repeats, Evaluate, units, peer, report);
-            var ours = (duel?.Ours ?? Timing.Measure(options.Repeats, Evaluate)).Per(units);
+            var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Evaluate, units, peer, report);
+            var ours = (duel?.Ours ?? Timing.Measure(options.TimedRepeats, Evaluate)).Per(units);
             var flops = (double)Count(size, masks).ProductFlops / masks.Count;
             report.Add(new
             {

@@ -26,7 +26,7 @@ internal static class SearchStepSuite
         using var workload = new Workload(size, backend);
         using var trainer = workload.NewTrainer();
         long step = 0;
-        return Timing.Measure(options.Repeats, () => trainer.Step(step++, Rate));
+        return Timing.Measure(options.TimedRepeats, () => trainer.Step(step++, Rate));
     }
 
     public static void Run(BenchmarkOptions options, Report report)
@@ -49,15 +49,15 @@ internal static class SearchStepSuite
             using var backend = options.NewBackend();
             using var workload = new Workload(size, backend);
             using var trainer = workload.NewTrainer();
-            using var peer = mode is null ? null : new Peer("search-step", mode, size, backend.Threads, workload);
+            using var peer = mode is null ? null : Peer.OfSupernet("search-step", mode, size, backend.Threads, workload);
             var firstLoss = workload.FirstLoss();
             if (peer is not null)
                 Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
             long step = 0;
             double lastLoss = 0;
             void Step() => lastLoss = trainer.Step(step++, Rate).Train.Loss;
-            var duel = peer is null ? null : Duel.Run(options.Repeats, Step, 1, peer, report);
-            var seconds = duel?.Ours ?? Timing.Measure(options.Repeats, Step);
+            var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Step, 1, peer, report);
+            var seconds = duel?.Ours ?? Timing.Measure(options.TimedRepeats, Step);
             rows.Add(Row("ours", seconds, Memory.PeakBytes(), null));
             report.Add(new
             {

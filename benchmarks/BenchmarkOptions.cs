@@ -16,6 +16,8 @@ internal sealed class BenchmarkOptions
           scoring      all candidates of one normal and one reduction edge, no racing, per candidate and batch
           selection    a small search and the whole selection after it, tuning included, on synthetic images
           scaling      time against batch, channels, layers, variants and threads, with fitted exponents
+          busy         the search step while every processor is busy with other work
+          targets      what the project has promised, row by row: wanted, reached, and whether that is enough; s5 of 16 channels, 8 cells
           racing       how often raced decisions of trained supernets are those of full passes, and the images that racing saves
 
         Examples:
@@ -23,6 +25,7 @@ internal sealed class BenchmarkOptions
           dotnet run -c Release --project benchmarks -- kernels --filter "depthwise_pointwise 32x32x16"
           dotnet run -c Release --project benchmarks -- scoring --space s3 --batch 96 --peer --peer-mode both
           dotnet run -c Release --project benchmarks -- racing --run runs/s2,runs/s3
+          dotnet run -c Release --project benchmarks -- targets --peer --run runs/s3
 
         Exit codes: 0 done, 1 internal error, 2 something to put right (said on stderr).
         """;
@@ -37,6 +40,8 @@ internal sealed class BenchmarkOptions
         ["scoring"] = ["--peer", "--peer-mode", "--edge", "--batches"],
         ["selection"] = ["--peer", "--peer-mode", "--images", "--epochs", "--tune-epochs"],
         ["scaling"] = ["--edge"],
+        ["busy"] = ["--peer", "--peer-mode"],
+        ["targets"] = ["--peer", "--run"],
         ["racing"] = ["--run", "--images", "--orders", "--every", "--records"],
     };
 
@@ -89,7 +94,7 @@ internal sealed class BenchmarkOptions
     [Option("tune-epochs", Default = 1, MetaValue = "N", HelpText = "selection: epochs of tuning after every decision.")]
     public int TuneEpochs { get; set; }
 
-    [Option("run", MetaValue = "RUN,...", Separator = ',', HelpText = "racing: folders of runs that 'perturbnas search' has finished.")]
+    [Option("run", MetaValue = "RUN,...", Separator = ',', HelpText = "racing, targets: folders of runs that 'perturbnas search' has finished.")]
     public IEnumerable<string> Runs { get; set; } = [];
 
     [Option("orders", Default = 20, MetaValue = "N", HelpText = "racing: random orders of the batches that every decision is raced in.")]

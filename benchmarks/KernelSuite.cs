@@ -107,6 +107,31 @@ internal static class KernelSuite
             $"{duel.Ratio.Minimum:0.0}-{duel.Ratio.Maximum:0.0}"]),
     ];
 
+    /// <summary>
+    /// The share of the multiply-add limit that the supernet's depthwise-pointwise convolutions reach in their forward passes: all products over
+    /// all time, and the least and the most of a single one.
+    /// </summary>
+    public static Repeats FusedForwardShare(BenchmarkOptions options, CpuBackend backend, MachineLimits limits)
+    {
+        var shapes = from level in _levels.Take(SupernetLevels)
+                     from kernel in new[] { 3, 5 }
+                     from dilation in new[] { 1, 2 }
+                     select KernelCases.DepthwisePointwise(level.Side, level.Side, level.Channels, level.Channels, kernel, 1, dilation, new(Images: options.Batch));
+        double flops = 0, seconds = 0;
+        var shares = new List<double>();
+        foreach (var shape in shapes)
+        {
+            using var memory = new CaseMemory(shape, backend);
+            void Call() => memory.Call(KernelPass.Forward, backend);
+            var calls = Timing.CallsThatLast(Call);
+            var time = Timing.Measure(options.TimedRepeats, () => Timing.Repeat(calls, Call)).Per(calls).Median;
+            var products = shape.Cost(KernelPass.Forward).ProductFlops;
+            (flops, seconds) = (flops + products, seconds + time);
+            shares.Add(products / time / 1e9 / limits.Gigaflops);
+        }
+        return new Repeats([shares.Min(), flops / seconds / 1e9 / limits.Gigaflops, shares.Max()]);
+    }
+
     private static List<Entry> Entries(int batch)
     {
         var entries = new List<Entry>();

@@ -40,36 +40,44 @@ internal static class ScoringSuite
 
         IReadOnlyList<string> Score(CellType type, Peer? peer)
         {
-            var masks = Candidates(workload.Network.Space, type, options.Edge);
-            var evaluation = workload.NewEvaluation(options.Batches);
-            void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
-            double units = masks.Count * options.Batches;
-            var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Evaluate, units, peer, report);
-            var ours = (duel?.Ours ?? Timing.Measure(options.TimedRepeats, Evaluate)).Per(units);
-            var flops = (double)Count(size, masks).ProductFlops / masks.Count;
-            report.Add(new
-            {
-                Kind = "scoring",
-                Cell = CellTopology.NameOf(type),
-                options.Edge,
-                Candidates = masks.Count,
-                options.Batches,
-                SecondsPerCandidateBatch = ours,
-                ProductFlopsPerCandidateBatch = flops,
-                ShareOfFmaLimit = report.ShareOfFmaLimit(flops, ours.Median),
-                PeakBytes = Memory.PeakBytes(),
-                peer?.Description,
-                duel
-            });
+            var (ours, flops, candidates, duel) = Measure(size, workload, options, type, peer, report);
             return
             [
-                $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{masks.Count}",
+                $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{candidates}",
                 $"{ours.Median:0.0000}", $"{ours.Minimum:0.0000}-{ours.Maximum:0.0000}", $"{flops / 1e9:0.00}",
                 $"{report.ShareOfFmaLimit(flops, ours.Median):P1}",
                 duel is null ? "" : $"{duel.Peer.Median:0.000}", duel is null ? "" : $"{duel.Peer.Minimum:0.000}-{duel.Peer.Maximum:0.000}",
                 duel is null ? "" : $"{duel.Ratio.Median:0.00}", duel is null ? "" : $"{duel.Ratio.Minimum:0.00}-{duel.Ratio.Maximum:0.00}",
             ];
         }
+    }
+
+    /// <summary>Seconds and products per candidate and batch of the candidates of one edge, beside a peer's unless that is null.</summary>
+    public static (Repeats Seconds, double ProductFlops, int Candidates, Duel? Duel) Measure(WorkloadSize size, Workload workload,
+        BenchmarkOptions options, CellType type, Peer? peer, Report report)
+    {
+        var masks = Candidates(workload.Network.Space, type, options.Edge);
+        var evaluation = workload.NewEvaluation(options.Batches);
+        void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
+        double units = masks.Count * options.Batches;
+        var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Evaluate, units, peer, report);
+        var seconds = (duel?.Ours ?? Timing.Measure(options.TimedRepeats, Evaluate)).Per(units);
+        var flops = (double)Count(size, masks).ProductFlops / masks.Count;
+        report.Add(new
+        {
+            Kind = "scoring",
+            Cell = CellTopology.NameOf(type),
+            options.Edge,
+            Candidates = masks.Count,
+            options.Batches,
+            SecondsPerCandidateBatch = seconds,
+            ProductFlopsPerCandidateBatch = flops,
+            ShareOfFmaLimit = report.ShareOfFmaLimit(flops, seconds.Median),
+            PeakBytes = Memory.PeakBytes(),
+            peer?.Description,
+            duel
+        });
+        return (seconds, flops, masks.Count, duel);
     }
 
     /// <summary>What our engine asks of its kernels for one batch: less than a forward pass for each candidate.</summary>

@@ -10,7 +10,7 @@ namespace PerturbNas.Benchmarks;
 /// </summary>
 internal static class SearchStepSuite
 {
-    private const float Rate = 0.025f;
+    public const float Rate = 0.025f;
 
     /// <summary>What the search step of a workload is.</summary>
     public static Cost Count(WorkloadSize size) => Workload.Count(size, workload =>
@@ -38,46 +38,14 @@ internal static class SearchStepSuite
             $"of convolutions and linear layers ({(double)work.ProductFlops / work.Flops:P0} of all FLOPs)");
         report.Add(new { Kind = "work", SearchStep = work, Forward = forward });
         var rows = new List<IReadOnlyList<string>>();
-        foreach (var mode in Duel.Modes(options))
-            Time(mode);
-        if (!options.Peer)
-            Time(null);
-        report.Table(["search step", "median s", "min-max s", "peak GiB", "GFLOP/s", "products of FMA limit", "times ours", "min-max"], rows);
-
-        void Time(string? mode)
+        foreach (var mode in options.Peer ? Duel.Modes(options) : (IEnumerable<string?>)[null])
         {
-            using var backend = options.NewBackend();
-            using var workload = new Workload(size, backend);
-            using var trainer = workload.NewTrainer();
-            using var peer = mode is null ? null : Peer.OfSupernet("search-step", mode, size, backend.Threads, workload);
-            var firstLoss = workload.FirstLoss();
-            if (peer is not null)
-                Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
-            long step = 0;
-            double lastLoss = 0;
-            void Step() => lastLoss = trainer.Step(step++, Rate).Train.Loss;
-            var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Step, 1, peer, report);
-            var seconds = duel?.Ours ?? Timing.Measure(options.TimedRepeats, Step);
-            rows.Add(Row("ours", seconds, Memory.PeakBytes(), null));
-            report.Add(new
-            {
-                Kind = "search_step",
-                Seconds = seconds,
-                Gigaflops = work.Flops / seconds.Median / 1e9,
-                ShareOfFmaLimit = report.ShareOfFmaLimit(work.ProductFlops, seconds.Median),
-                PeakBytes = Memory.PeakBytes(),
-                workload.ArenaBytes,
-                FirstLoss = firstLoss,
-                LastLoss = lastLoss,
-                peer?.Description,
-                duel,
-            });
-            if (peer is null || duel is null)
-                return;
-            rows.Add(Row($"PyTorch {peer.Description.GetProperty("torch").GetString()}, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
-            Console.WriteLine($"loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
-                $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
+            var (seconds, peak, duel) = Measure(size, options, mode, report);
+            rows.Add(Row("ours", seconds, peak, null));
+            if (duel is not null)
+                rows.Add(Row($"PyTorch, {mode}", duel.Peer, duel.PeerPeakBytes, duel.Ratio));
         }
+        report.Table(["search step", "median s", "min-max s", "peak GiB", "GFLOP/s", "products of FMA limit", "times ours", "min-max"], rows);
 
         IReadOnlyList<string> Row(string name, Repeats seconds, long peak, Repeats? ratio) =>
         [
@@ -85,5 +53,41 @@ internal static class SearchStepSuite
             $"{work.Flops / seconds.Median / 1e9:0.0}", $"{report.ShareOfFmaLimit(work.ProductFlops, seconds.Median):P1}",
             ratio is null ? "" : $"{ratio.Median:0.00}", ratio is null ? "" : $"{ratio.Minimum:0.00}-{ratio.Maximum:0.00}",
         ];
+    }
+
+    /// <summary>Times our step, beside a peer's unless that is null; the peak is that of this process so far.</summary>
+    public static (Repeats Seconds, long PeakBytes, Duel? Duel) Measure(WorkloadSize size, BenchmarkOptions options, string? mode, Report report)
+    {
+        using var backend = options.NewBackend();
+        using var workload = new Workload(size, backend);
+        using var trainer = workload.NewTrainer();
+        using var peer = mode is null ? null : Peer.OfSupernet("search-step", mode, size, backend.Threads, workload);
+        var firstLoss = workload.FirstLoss();
+        if (peer is not null)
+            Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);
+        long step = 0;
+        double lastLoss = 0;
+        void Step() => lastLoss = trainer.Step(step++, Rate).Train.Loss;
+        var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Step, 1, peer, report);
+        var seconds = duel?.Ours ?? Timing.Measure(options.TimedRepeats, Step);
+        if (peer is not null && duel is not null)
+            Console.WriteLine($"{size.Space}, loss before the first step: ours {firstLoss:F6}, {mode} peer {peer.InitialLoss:F6}; in step {step}: " +
+                $"ours {lastLoss:F6}, peer {duel.PeerLoss:F6}");
+        var work = Count(size);
+        report.Add(new
+        {
+            Kind = "search_step",
+            size.Space,
+            Seconds = seconds,
+            Gigaflops = work.Flops / seconds.Median / 1e9,
+            ShareOfFmaLimit = report.ShareOfFmaLimit(work.ProductFlops, seconds.Median),
+            PeakBytes = Memory.PeakBytes(),
+            workload.ArenaBytes,
+            FirstLoss = firstLoss,
+            LastLoss = lastLoss,
+            peer?.Description,
+            duel,
+        });
+        return (seconds, Memory.PeakBytes(), duel);
     }
 }

@@ -16,8 +16,10 @@ namespace {
 
 constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
-constexpr int kTileBytes = 8 << 10;  // of the depthwise output
-constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
+// Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
+// more from long tiles.
+constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
+constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
@@ -93,8 +95,8 @@ struct Shape {
   }
   int64_t in_size() const { return int64_t(height) * width * in_channels; }
   int64_t out_size() const { return int64_t(out_h) * out_w * out_channels; }
-  int tile_rows(int row_pixels, int vectors) const {
-    int rows = max(kTileBytes / (row_pixels * vectors * L * 4), (31 + row_pixels) / row_pixels);
+  int tile_rows(int row_pixels, int vectors, int bytes) const {
+    int rows = max(bytes / (row_pixels * vectors * L * 4), (31 + row_pixels) / row_pixels);
     return min(rows, out_h);
   }
 };
@@ -473,7 +475,7 @@ struct ForwardCall {
 
   explicit ForwardCall(const pn_depthwise_pointwise& a) : s(a) {
     kernel = select_row(s.kernel, s.stride, s.dilation);
-    tile_rows = s.tile_rows(s.out_w, s.in_vectors);
+    tile_rows = s.tile_rows(s.out_w, s.in_vectors, kForwardTileBytes);
     ring = input_ring(s, tile_rows);
     plane = (int64_t(tile_rows) * s.out_w + 16) * L;
     streamed = is_streamed(a.y, a.out_channels, a.variants * a.images * s.out_size());
@@ -705,7 +707,8 @@ struct BackwardCall {
     want_depthwise = a.d_depthwise;
     want_pointwise = a.d_pointwise;
     row_pixels = round_up(s.out_w, 8);
-    tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
+    tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors),
+                            want_depthwise || want_pointwise ? kBackwardTileBytes : kInputGradientTileBytes);
     plane = int64_t(tile_rows) * row_pixels * L;
     forward = select_row(s.kernel, s.stride, s.dilation);
     gradient = select_gradient(s);

@@ -73,6 +73,7 @@ PN_INLINE void for_vectors(int64_t n, F f) {
 template <bool Max, bool Positions, int Count>
 void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
   for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(x + i + kAhead);
     vec best = load_partial(x + i, lanes);
     ivec column = ivec{} + first;
     for (int k = 1; k < Count; k++) {
@@ -111,6 +112,8 @@ template <bool Max, bool Positions, int Count>
 void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float factor,
                   float* y, uint8_t* argmax) {
   for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(y + i + kAhead, 1);
+    if (Positions) __builtin_prefetch(argmax + i + kAhead, 1);
     vec best = load_partial(values[0] + i, lanes);
     ivec position{};
     if constexpr (Positions) position = load(columns[0] + i) + 3 * first;

@@ -63,7 +63,4 @@ internal abstract class Options
                 ? $"{option} is {value}; give {least} or more."
                 : $"{option} is {value}; give a number from {least} to {most}.");
     }
-
-    /// <summary>Threads of the CPU backend: 0 (one per processor) to 256.</summary>
-    protected static void RequireThreads(int threads) => RequireRange("--threads", threads, 0, 256);
 }

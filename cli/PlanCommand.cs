@@ -1,5 +1,4 @@
 using PerturbNas.Backends;
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Reports;
 using PerturbNas.Selection;
 using Spectre.Console;
@@ -7,11 +6,12 @@ using Spectre.Console;
 namespace PerturbNas.Cli;
 
 /// <summary>What `plan --json` prints.</summary>
-/// <param name="Gigaflops">Measured multiply-add rate of this machine, 10^9 operations a second.</param>
-/// <param name="GigabytesPerSecond">Measured memory triad.</param>
+/// <param name="Device">What it would run on.</param>
+/// <param name="Gigaflops">Multiply-add rate of the device, 10^9 operations a second: measured on the CPU, by its clocks on CUDA.</param>
+/// <param name="GigabytesPerSecond">Its memory bandwidth, likewise.</param>
 /// <param name="Efficiency">Share of these limits that the times assume.</param>
-/// <param name="MemoryAvailableBytes">Memory that this process can get; null: the system does not say.</param>
-internal sealed record PlanReport(double Gigaflops, double GigabytesPerSecond, double Efficiency, long? MemoryAvailableBytes, PlanPart Search,
+/// <param name="MemoryAvailableBytes">Memory that this process can get on the device; null: the system does not say.</param>
+internal sealed record PlanReport(string Device, double Gigaflops, double GigabytesPerSecond, double Efficiency, long? MemoryAvailableBytes, PlanPart Search,
     PlanPart Selection);
 
 /// <summary>Forecast of a search or a selection.</summary>
@@ -50,7 +50,7 @@ internal static class PlanCommand
                 $"{Forecast.Size(part.Memory.TapesBytes)}, parameters {Forecast.Size(part.Memory.ParametersBytes)}, data " +
                 $"{Forecast.Size(part.Memory.DataBytes)}, checkpoint {Forecast.Size(part.Memory.CheckpointBytes)}, program " +
                 $"{Forecast.Size(part.Memory.ProgramBytes)}){(part.Fits ? "" : ": DOES NOT FIT")}");
-        Console.WriteLine($"Times are estimates: {100 * report.Efficiency:0} % of this machine's measured limits, {report.Gigaflops:0} GFLOP/s and " +
+        Console.WriteLine($"Times are estimates: {100 * report.Efficiency:0} % of the limits of {report.Device}, {report.Gigaflops:0} GFLOP/s and " +
             $"{report.GigabytesPerSecond:0} GB/s.");
     }
 
@@ -67,17 +67,17 @@ internal static class PlanCommand
             Batch = configuration.Batch,
             Seed = configuration.Seed,
         });
-        var available = MachineMemory.Available() + Environment.WorkingSet;
-        using var backend = new CpuBackend(options.Threads);
+        using var backend = options.CreateBackend(new Terminal(options));
+        var available = backend.DeviceMemoryBytes ?? MachineMemory.Available() + Environment.WorkingSet;
         var limits = backend.MeasureLimits();
-        return new PlanReport(limits.Gigaflops, limits.GigabytesPerSecond, Forecast.Efficiency, available, Part(search), Part(selection));
+        return new PlanReport(backend.Name, limits.Gigaflops, limits.GigabytesPerSecond, Forecast.Efficiency, available, Part(search), Part(selection));
 
         PlanPart Part(Forecast forecast)
         {
             var memory = forecast.Memory;
             return new PlanPart(
                 new PlanMemory(memory.Total, memory.Tapes, memory.Parameters, memory.Data, memory.Checkpoint, memory.Program),
-                !(memory.Total > available),
+                forecast.Fits(backend),
                 [.. forecast.Phases.Select(phase => Phase(phase, limits))]);
         }
     }

@@ -5,7 +5,7 @@ using PerturbNas.Training;
 namespace PerturbNas.Cli;
 
 /// <summary>The size of a search, given by options or taken from a run and then changed by them.</summary>
-internal abstract class SizeOptions : Options
+internal abstract class SizeOptions : ComputeOptions
 {
     [Option("run", MetaValue = "RUN", HelpText = "Take what the other options do not say from this run (none by default).")]
     public string? Run { get; set; }
@@ -27,9 +27,6 @@ internal abstract class SizeOptions : Options
 
     [Option("data-dir", MetaValue = "DIR", HelpText = "Folder of the data files, or a parent of it (by default $PERTURBNAS_DATA, if set, or ./data).")]
     public string? DataDir { get; set; }
-
-    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor.")]
-    public int Threads { get; set; }
 
     /// <summary>The configuration that a search of this size has.</summary>
     public virtual SearchConfiguration Configuration()
@@ -66,6 +63,7 @@ internal abstract class SizeOptions : Options
 
     public override void Validate()
     {
+        base.Validate();
         if (Space is not null && !SearchSpace.BuiltIn.Contains(Space) && !File.Exists(Space))
             throw new UserException($"--space is '{Space}'; choose {string.Join(", ", SearchSpace.BuiltIn)}, or name a file that exists.");
         RequireRange("--channels", Channels, 1, SearchConfiguration.MaxChannels);
@@ -73,7 +71,6 @@ internal abstract class SizeOptions : Options
         RequireRange("--batch", Batch, 1);
         if (Data is not null)
             RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");
-        RequireThreads(Threads);
     }
 }
 

@@ -1,17 +1,19 @@
 using PerturbNas.Backends;
-using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Reports;
 using Spectre.Console;
 
 namespace PerturbNas.Cli;
 
 /// <summary>What `profile --json` prints.</summary>
-/// <param name="Gigaflops">Measured multiply-add rate of this machine, 10^9 operations a second.</param>
-/// <param name="GigabytesPerSecond">Measured memory triad.</param>
+/// <param name="Device">What ran.</param>
+/// <param name="Description">The same in words: threads and instruction set, or the device's name.</param>
+/// <param name="Gigaflops">Multiply-add rate of the device, 10^9 operations a second: measured on the CPU, by its clocks on CUDA.</param>
+/// <param name="GigabytesPerSecond">Its memory bandwidth, likewise.</param>
 /// <param name="ExplainedSeconds">All phases together but for data: kernels, and what is not in kernels.</param>
 /// <param name="WallSeconds">The wall-clock time of as many passes that were not profiled.</param>
 /// <param name="Gap"><paramref name="ExplainedSeconds"/> over <paramref name="WallSeconds"/>, less 1.</param>
-internal sealed record ProfileReport(string Isa, int Threads, double Gigaflops, double GigabytesPerSecond, double ExplainedSeconds,
+internal sealed record ProfileReport(string Device, string Description, double Gigaflops, double GigabytesPerSecond, double ExplainedSeconds,
     double WallSeconds, double Gap, IReadOnlyList<ProfiledPhase> Phases);
 
 /// <summary>A phase; seconds are of all passes together.</summary>
@@ -33,9 +35,14 @@ internal static class ProfileCommand
     public static void Run(ProfileOptions options, CancellationToken cancellation)
     {
         var configuration = options.Configuration();
-        var forecast = Forecast.OfSearch(configuration);
-        forecast.RequireMemory();
-        using var backend = new CpuBackend(options.Threads);
+        var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
+        if (backend is CudaBackend { IsEmulated: true } emulated)
+        {
+            EmulatedProfileCommand.Run(configuration, emulated, options, terminal, cancellation);
+            return;
+        }
+        Forecast.OfSearch(configuration).RequireMemory(backend);
         var before = backend.MeasureLimits();
         var profile = StepProfile.Measure(configuration, backend, options.Steps, cancellation);
         // The machine may be shared: its limits are the best that it showed.
@@ -50,7 +57,7 @@ internal static class ProfileCommand
         // Loading data is timed as a whole in any case.
         var phases = profile.Phases.Where(phase => phase.Kernels.Count > 0).ToList();
         var (explained, wall) = (phases.Sum(phase => phase.Seconds), phases.Sum(phase => phase.UnprofiledSeconds));
-        var report = new ProfileReport(backend.IsaName, backend.Threads, limits.Gigaflops, limits.GigabytesPerSecond, explained, wall,
+        var report = new ProfileReport(backend.Name, backend.Description, limits.Gigaflops, limits.GigabytesPerSecond, explained, wall,
             explained / wall - 1, [.. profile.Phases.Select(phase => Report(phase, limits))]);
         if (options.Json)
             Terminal.WriteJson(report);
@@ -85,7 +92,7 @@ internal static class ProfileCommand
             table.AddRow("  not in kernels", "", $"{phase.OtherSeconds * pass:0.00}", $"{phase.OtherSeconds / phase.Seconds:P1}", "", "", "");
         }
         Terminal.Out.Write(table);
-        Console.WriteLine($"Per pass, {report.Threads} threads, {report.Isa}; limits measured in this run: {report.Gigaflops:0} GFLOP/s, " +
+        Console.WriteLine($"Per pass, {report.Description}; limits: {report.Gigaflops:0} GFLOP/s, " +
             $"{report.GigabytesPerSecond:0.0} GB/s.");
         foreach (var phase in report.Phases.Where(phase => phase.Kernels.Count > 0))
             Console.WriteLine($"{phase.Phase}: convolutions and linear layers reach {phase.ProductShare:P1} of the multiply-add limit; the lines add up to " +

@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
 
 namespace PerturbNas.Cli;
 
@@ -31,6 +32,12 @@ internal static class Program
         catch (Exception e) when (e is OutOfMemoryException or KernelException { Status: KernelStatus.OutOfMemory })
         {
             Console.Error.WriteLine($"perturbnas: The memory does not suffice ({e.Message.TrimEnd('.')}); use fewer channels or layers, or a smaller batch.");
+            return UserError;
+        }
+        catch (CudaException e)
+        {
+            Console.Error.WriteLine($"perturbnas: The CUDA device failed: {e.Message.TrimEnd('.')}; what a run had saved is intact, go on from there with " +
+                "--resume once the device works again, or with --device cpu.");
             return UserError;
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

@@ -1,4 +1,3 @@
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Networks;
 using PerturbNas.Search;
 using PerturbNas.Selection;
@@ -26,8 +25,8 @@ internal static class QuickstartCommand
 {
     public static void Run(QuickstartOptions options, CancellationToken cancellation)
     {
-        using var backend = new CpuBackend();
         var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
         var configuration = Configuration(options);
         var resumed = RunDirectory.Exists(options.Out);
         using var run = resumed ? RunDirectory.OpenExisting(options.Out) : RunDirectory.Open(options.Out);

@@ -4,7 +4,7 @@ namespace PerturbNas.Cli;
 
 /// <summary>Options of `quickstart`: a small search and both selections, start to end.</summary>
 [Verb("quickstart", HelpText = "A small search with both selections, start to end, in minutes.")]
-internal sealed class QuickstartOptions : Options
+internal sealed class QuickstartOptions : ComputeOptions
 {
     public static string Examples => """
         perturbnas quickstart

@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Text.Json.Serialization;
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Networks;
 using PerturbNas.Search;
 using PerturbNas.Selection;
@@ -32,9 +31,9 @@ internal static class ScoreCommand
 {
     public static void Run(ScoreOptions options, CancellationToken cancellation)
     {
-        using var backend = new CpuBackend(options.Threads);
-        using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
+        using var run = RunDirectory.OpenExisting(options.Run);
         using var experiment = Experiment.Open(run, backend);
         using (var search = new SupernetSearch(experiment))
         {

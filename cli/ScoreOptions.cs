@@ -4,7 +4,7 @@ namespace PerturbNas.Cli;
 
 /// <summary>Options of `score`: one scoring pass over candidates, without tuning.</summary>
 [Verb("score", HelpText = "Score candidate operations by masking each of them, without tuning.")]
-internal sealed class ScoreOptions : Options
+internal sealed class ScoreOptions : ComputeOptions
 {
     public static string Examples => """
         perturbnas score --run runs/s2
@@ -31,17 +31,14 @@ internal sealed class ScoreOptions : Options
             "error probability over a whole selection, such as 0.01.")]
     public string Racing { get; set; } = "";
 
-    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
-    public int Threads { get; set; }
-
     public override void Validate()
     {
+        base.Validate();
         if (Cell is not null)
             RequireChoice("--cell", Cell, "normal", "reduction");
         RequireRange("--edge", Edge, 0, 13);
         RequireRange("--batch", Batch, 1);
         RequireRange("--batches", Batches, 1);
         Selection.Racing.Parse(Racing);
-        RequireThreads(Threads);
     }
 }

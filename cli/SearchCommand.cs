@@ -1,4 +1,3 @@
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Search;
 using PerturbNas.Training;
 
@@ -13,10 +12,10 @@ internal static class SearchCommand
 {
     public static void Run(SearchOptions options, CancellationToken cancellation)
     {
-        using var backend = new CpuBackend(options.Threads);
+        var terminal = new Terminal(options);
+        using var backend = options.CreateBackend(terminal);
         var resumed = options.Resume && RunDirectory.Exists(options.Out);
         using var run = resumed ? RunDirectory.OpenExisting(options.Out) : RunDirectory.Open(options.Out);
-        var terminal = new Terminal(options);
         using var experiment = resumed
             ? Experiment.Open(run, backend, options.Resumed)
             : Experiment.Create(run, options.ToConfiguration(), backend, options.Init);
@@ -38,7 +37,7 @@ internal static class SearchCommand
     {
         using var search = new SupernetSearch(experiment);
         search.Restore();
-        experiment.SearchForecast.RequireMemory();
+        experiment.SearchForecast.RequireMemory(experiment.Backend);
         terminal.Note(experiment.SearchForecast.Summary);
         SearchResult result = null!;
         terminal.Progress("search", progress => result = search.Run(p => progress.Report(p.ToReport()), cancellation));

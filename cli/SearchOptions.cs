@@ -7,7 +7,7 @@ namespace PerturbNas.Cli;
 
 /// <summary>Options of `search`: train a supernet.</summary>
 [Verb("search", HelpText = "Train a supernet: weights and, unless blank, architecture parameters.")]
-internal sealed class SearchOptions : Options
+internal sealed class SearchOptions : ComputeOptions
 {
     private const int CutoutLength = 16;
 
@@ -61,9 +61,6 @@ internal sealed class SearchOptions : Options
     [Option("init", MetaValue = "FILE", HelpText = "Start from the weights of a safetensors file (drawn from the seed by default).")]
     public string? Init { get; set; }
 
-    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
-    public int Threads { get; set; }
-
     [Option("out", Required = true, MetaValue = "RUN", HelpText = "Folder of the run, created by it.")]
     public string Out { get; set; } = "";
 
@@ -72,6 +69,7 @@ internal sealed class SearchOptions : Options
 
     public override void Validate()
     {
+        base.Validate();
         if (!SearchSpace.BuiltIn.Contains(Space) && !File.Exists(Space))
             throw new UserException($"--space is '{Space}'; choose {string.Join(", ", SearchSpace.BuiltIn)}, or name a file that exists.");
         RequireChoice("--method", Method, "darts", "blank");
@@ -82,7 +80,6 @@ internal sealed class SearchOptions : Options
         RequireRange("--layers", Layers, 1, SearchConfiguration.MaxLayers);
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--valid-limit", ValidLimit, 1);
-        RequireThreads(Threads);
         if (!(TrainPortion > 0 && TrainPortion < 1))
             throw new UserException($"--train-portion is {TrainPortion}; give a number between 0 and 1, 0.5 is usual.");
         if (Init is not null && !File.Exists(Init))

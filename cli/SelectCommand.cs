@@ -1,4 +1,3 @@
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Reports;
 using PerturbNas.Selection;
 using PerturbNas.Training;
@@ -10,12 +9,12 @@ internal static class SelectCommand
 {
     public static void Run(SelectOptions options, CancellationToken cancellation)
     {
-        using var backend = new CpuBackend(options.Threads);
-        using var run = RunDirectory.OpenExisting(options.Run);
         var terminal = new Terminal(options);
         if (!options.Resume && !options.Restart && SelectionRun.IsUnfinished(options.Run, options.By))
             throw new UserException($"'{options.Run}' holds an unfinished selection by {options.By}; give --resume to go on with it, or --restart to " +
                 "begin anew in its place.");
+        using var backend = options.CreateBackend(terminal);
+        using var run = RunDirectory.OpenExisting(options.Run);
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;
         if (resumed is not null)
             options.RequireAgreement(resumed);
@@ -38,7 +37,7 @@ internal static class SelectCommand
             Racing = options.Racing,
         };
         var forecast = Forecast.OfSelection(experiment.Configuration, configuration);
-        forecast.RequireMemory();
+        forecast.RequireMemory(experiment.Backend);
         using var selection = resumed is null ? SelectionRun.Start(experiment, configuration) : SelectionRun.Resume(experiment, configuration);
         if (options.Resume && resumed is null)
             terminal.Note($"there is no selection by {options.By} to resume in '{options.Run}': starting one");

@@ -5,7 +5,7 @@ namespace PerturbNas.Cli;
 
 /// <summary>Options of `select`: choose the architecture from a trained supernet.</summary>
 [Verb("select", HelpText = "Choose the architecture of a run's supernet.")]
-internal sealed class SelectOptions : Options
+internal sealed class SelectOptions : ComputeOptions
 {
     public static string Examples => """
         perturbnas select --run runs/s2 --by magnitude
@@ -48,9 +48,6 @@ internal sealed class SelectOptions : Options
         HelpText = "Drop candidates early: exact, where they cannot win any more; or with this probability that any decision differs, such as 0.01.")]
     public string Racing { get; set; } = "";
 
-    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads; 0: one per processor. Results do not depend on it.")]
-    public int Threads { get; set; }
-
     [Option("resume", HelpText = "Go on with an interrupted selection, with its own options.")]
     public bool Resume { get; set; }
 
@@ -66,6 +63,7 @@ internal sealed class SelectOptions : Options
 
     public override void Validate()
     {
+        base.Validate();
         RequireChoice("--by", By, "magnitude", "perturbation");
         RequireChoice("--criterion", Criterion, "acc", "loss");
         RequireChoice("--tune-schedule", TuneSchedule, "constant", "cosine");
@@ -74,7 +72,6 @@ internal sealed class SelectOptions : Options
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--batch", Batch, 1);
         Selection.Racing.Parse(Racing);
-        RequireThreads(Threads);
         if (Resume && Restart)
             throw new UserException("--resume and --restart contradict each other; give one of them.");
     }

@@ -44,6 +44,35 @@ install_build_tools() {
   [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 }
 
+# How much of CUDA the arguments ask for: 2, the emulated device (its driver and the kernels); 1, the kernels, also where the machine has an
+# NVIDIA driver; 0, nothing, which spares the CPU path a compiler.
+cuda_wanted() {
+  local argument wanted=0
+  { [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; } && wanted=1
+  for argument in "$@" "${PERTURBNAS_DEVICE:-}"; do
+    case ${argument#--device=} in
+      cuda) wanted=1 ;;
+      cuda-emulated) wanted=2 ;;
+    esac
+  done
+  printf %s $wanted
+}
+
+# What CMakeLists.txt takes to compile the CUDA kernels: nvcc 12 or clang 16, or newer.
+cuda_compiler() {
+  local candidate
+  [[ $(nvcc --version 2>/dev/null) =~ release\ ([0-9]+) ]] && ((BASH_REMATCH[1] >= 12)) && return
+  for candidate in clang-{19..16} clang; do
+    [[ $($candidate --version 2>/dev/null) =~ version\ ([0-9]+) ]] && ((BASH_REMATCH[1] >= 16)) && return
+  done
+  return 1
+}
+
+# In a subshell: what is built goes without the CUDA kernels if there is no compiler to be had, and says so when it is asked for them.
+install_cuda_compiler() {
+  cuda_compiler || (install clang-19) || say "perturbnas: going on without the CUDA kernels."
+}
+
 # dotnet and NuGet keep their caches in the home folder, which containers and build services often lack.
 use_writable_home() {
   [ -n "${HOME:-}" ] && [ -w "$HOME" ] && return
@@ -51,21 +80,25 @@ use_writable_home() {
   mkdir -p "$HOME"
 }
 
-# Changes whenever a rebuild may be needed: name, size and time of every source file, and the commit (it is part of the version).
+# Changes whenever a rebuild may be needed: name, size and time of every source file, the commit (it is part of the version), and whether CUDA
+# kernels can be built, where they are wanted.
 fingerprint() {
   {
     git -C "$root" rev-parse HEAD 2>/dev/null
+    [ "$1" = 0 ] || { cuda_compiler && echo 'with CUDA kernels'; }
     find "$root"/{engine,kernels,cli,tests} "$root"/{CMakeLists.txt,Directory.Build.props,.editorconfig,global.json} \
       \( -name bin -o -name obj \) -prune -o -type f -printf '%p %s %T@\n' 2>/dev/null | LC_ALL=C sort
   } | cksum
 }
 
-# build_project PROJECT OUTPUT: a quiet Release build of a project (relative to the root) into OUTPUT, its assembly, unless that is up
-# to date. Concurrent callers wait for each other.
+# build_project PROJECT OUTPUT CUDA: a quiet Release build of a project (relative to the root) into OUTPUT, its assembly, with as much of CUDA as
+# cuda_wanted says or more, unless that is up to date. Concurrent callers wait for each other.
 build_project() {
-  local stamp=$root/build/${1//\//-}.stamp log=$root/build/${1//\//-}.log now
+  local stamp=$root/build/${1//\//-}.stamp log=$root/build/${1//\//-}.log now built
   command -v dotnet >/dev/null || fail "the .NET 10 SDK is missing ('dotnet' is not on the PATH); install it from https://dot.net and start again."
-  up_to_date() { [ -f "$root/$2" ] && [ -f "$stamp" ] && now=$(fingerprint) && [ "$now" = "$(<"$stamp")" ]; }
+  up_to_date() {
+    [ -f "$root/$2" ] && [ -f "$stamp" ] && read -r built now <"$stamp" && ((built >= $3)) && [ "$now" = "$(fingerprint "$built")" ]
+  }
   up_to_date "$@" && return
   mkdir -p "$root/build" 2>/dev/null && [ -w "$root/build" ] || fail "cannot write to $root/build; make the folder writable, the program is built there."
   # A subshell, so that the lock ends with it; children do not inherit the lock, some of them outlive the build.
@@ -73,16 +106,18 @@ build_project() {
     flock -n 9 || { say "perturbnas: waiting for another build of this folder..." && flock 9; }
     up_to_date "$@" && exit
     install_build_tools 9>&-
+    (($3 == 0)) || install_cuda_compiler 9>&-
     say "perturbnas: building..."
     use_writable_home
     # Programs that run at this moment keep the files that they have open; overwriting those in place would crash them.
     rm -f "$root"/{cli,tests}/bin/Release/net10.0/*.{dll,so}
-    now=$(fingerprint)
-    if ! dotnet build "$root/$1" -c Release -v quiet -nologo --disable-build-servers </dev/null >"$log" 2>&1 9>&-; then
+    now=$(fingerprint "$3")
+    local switches=('' -p:Cuda=true -p:CudaEmulator=true)
+    if ! dotnet build "$root/$1" -c Release -v quiet -nologo --disable-build-servers ${switches[$3]} </dev/null >"$log" 2>&1 9>&-; then
       cat "$log" >&2
       say "perturbnas: the build failed; its output is above."
       exit 1
     fi
-    printf '%s\n' "$now" >"$stamp"
+    printf '%s %s\n' "$3" "$now" >"$stamp"
   ) 9>"$root/build/lock" || exit $?
 }

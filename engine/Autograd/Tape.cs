@@ -39,6 +39,9 @@ public abstract class Operator
     /// <summary>Whether forward and backward are kernels that work image by image (see <see cref="Backend.BeginGroup"/>).</summary>
     internal virtual bool IsPerImage => false;
 
+    /// <summary>Whether <see cref="Forward"/> issues the same calls with the same arguments every time, as long as the blocks stay where they are.</summary>
+    internal virtual bool IsFixed => true;
+
     public abstract void Forward(Backend backend);
 
     /// <summary>
@@ -74,6 +77,10 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     private readonly List<Operator> _operators = [];
     private readonly List<Range> _groups = [];
     private readonly List<Block> _blocks = [];
+
+    // What forward and backward consist of, made anew when the arena has moved; a backend may keep what a fixed stretch issued.
+    private List<Stretch> _forward = [], _backward = [];
+    private nint _stretchesBase = -1;
 
     public Backend Backend => backend;
 
@@ -172,26 +179,16 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
 
     public void Forward()
     {
-        arena.Reserve(PlannedBytes);
-        foreach (var group in _groups)
-        {
-            foreach (var operation in OperatorsOf(group))
-                operation.Forward(backend);
-        }
+        Reserve();
+        foreach (var stretch in _forward)
+            Run(stretch);
     }
 
     /// <summary>Gradients of the loss of the last <see cref="Forward"/>.</summary>
     public void Backward()
     {
-        for (var group = _groups.Count - 1; group >= 0; group--)
-        {
-            var operators = OperatorsOf(_groups[group]);
-            backend.BeginGroup();
-            for (var i = operators.Length - 1; i >= 0; i--)
-                if (operators[i].NeedsBackward)
-                    operators[i].Backward(backend);
-            backend.EndGroup();
-        }
+        foreach (var stretch in _backward)
+            Run(stretch);
     }
 
     private ReadOnlySpan<Operator> OperatorsOf(Range group) => CollectionsMarshal.AsSpan(_operators)[group];
@@ -207,7 +204,50 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     }
 
     /// <summary>Makes sure that the arena holds this tape's plan, so that inputs can be written.</summary>
-    public void Reserve() => arena.Reserve(PlannedBytes);
+    public void Reserve()
+    {
+        arena.Reserve(PlannedBytes);
+        if (arena.Base == _stretchesBase)
+            return;
+        _stretchesBase = arena.Base;
+        _forward = [];
+        for (var start = 0; start < _operators.Count;)
+        {
+            var (first, isFixed) = (start, _operators[start].IsFixed);
+            while (start < _operators.Count && _operators[start].IsFixed == isFixed)
+                start++;
+            var range = new Range(first, start);
+            _forward.Add(new Stretch(isFixed, () => RunForward(range)));
+        }
+        _backward = [new Stretch(true, RunBackward)];
+    }
+
+    private void Run(Stretch stretch)
+    {
+        if (stretch.IsFixed)
+            backend.Replay(stretch, stretch.Work);
+        else
+            stretch.Work();
+    }
+
+    private void RunForward(Range range)
+    {
+        foreach (var operation in OperatorsOf(range))
+            operation.Forward(backend);
+    }
+
+    private void RunBackward()
+    {
+        for (var group = _groups.Count - 1; group >= 0; group--)
+        {
+            var operators = OperatorsOf(_groups[group]);
+            backend.BeginGroup();
+            for (var i = operators.Length - 1; i >= 0; i--)
+                if (operators[i].NeedsBackward)
+                    operators[i].Backward(backend);
+            backend.EndGroup();
+        }
+    }
 
     /// <summary>Places blocks, those of the longest life first, each at the lowest address that is free for its whole life.</summary>
     private void LayOut()
@@ -238,4 +278,12 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
     }
 
     private static long Align(long bytes) => (bytes + Alignment - 1) / Alignment * Alignment;
+
+    /// <summary>Consecutive work of a pass: fixed, or with arguments that change from batch to batch (noise).</summary>
+    private sealed class Stretch(bool isFixed, Action work)
+    {
+        public bool IsFixed => isFixed;
+
+        public Action Work => work;
+    }
 }

@@ -8,11 +8,22 @@ namespace PerturbNas.Backends;
 /// <exception cref="KernelException">A kernel refused its arguments or ran out of memory; thrown by every kernel method.</exception>
 public abstract class Backend : IDisposable
 {
-    /// <summary>"cpu" or "reference".</summary>
+    /// <summary>"cpu", "cuda", "cuda-emulated" or "reference".</summary>
     public abstract string Name { get; }
+
+    /// <summary>The name, and what it computes on: "cpu (2 threads, avx2)".</summary>
+    public virtual string Description => Name;
 
     /// <summary>Bytes of a real: 4 or 8.</summary>
     public abstract int ElementSize { get; }
+
+    /// <summary>Bytes that this backend can have on a device of its own, with those that it has; null: it shares the process's memory.</summary>
+    public virtual long? DeviceMemoryBytes => null;
+
+    /// <summary>
+    /// What the device can do at most: float32 multiply-adds and memory bandwidth, measured (about a second), or, on CUDA, by its clocks and widths.
+    /// </summary>
+    public virtual MachineLimits MeasureLimits() => throw new NotSupportedException($"{Name} is not about speed");
 
     /// <summary>Memory of at least <paramref name="bytes"/> bytes, 64-byte aligned, zeroed.</summary>
     public abstract nint Allocate(long bytes);
@@ -49,6 +60,22 @@ public abstract class Backend : IDisposable
     public virtual void EndGroup()
     {
     }
+
+    /// <summary>
+    /// Runs work that issues the same kernel calls with the same arguments every time that it is given with this key, and nothing else, so that
+    /// a backend may keep what was issued and issue it again as a whole.
+    /// </summary>
+    public virtual void Replay(object key, Action work) => work();
+
+    /// <summary>The next kernel is to be timed by <see cref="EndTiming"/>.</summary>
+    public virtual void BeginTiming()
+    {
+    }
+
+    /// <summary>
+    /// Seconds that the device spent on what was issued since <see cref="BeginTiming"/>, waiting for it; null: calls return when they are done.
+    /// </summary>
+    public virtual double? EndTiming() => null;
 
     public abstract void DepthwisePointwiseForward(in DepthwisePointwiseArgs a);
 

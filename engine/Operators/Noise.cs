@@ -29,6 +29,8 @@ public sealed class Noise : Operator
 
     public override string Name => "noise";
 
+    internal override bool IsFixed => false;
+
     public override void Forward(Backend backend) =>
         backend.NoiseNormal(new NoiseArgs { Out = _y.Data.Address, Count = _y.Shape.Count, Key = _key, Position = _position() });
 

@@ -1,4 +1,5 @@
 using PerturbNas.Autograd;
+using PerturbNas.Backends;
 using PerturbNas.Backends.Planning;
 using PerturbNas.Data;
 using PerturbNas.Networks;
@@ -18,6 +19,9 @@ namespace PerturbNas.Reports;
 public sealed record MemoryForecast(long Tapes, long Parameters, long Data, long Checkpoint, long Program)
 {
     public long Total => Tapes + Parameters + Data + Checkpoint + Program;
+
+    /// <summary>What lies in the memory of a device that has its own.</summary>
+    public long OnDevice => Tapes + Parameters;
 }
 
 /// <summary>A piece of a run: "alpha step", "search", ...</summary>
@@ -137,14 +141,37 @@ public sealed class Forecast
         }
     }
 
-    /// <summary>Refuses what this machine has no memory for.</summary>
+    /// <summary>Refuses what this machine, or the backend's device, has no memory for.</summary>
     /// <exception cref="UserException">The forecast is above what is available.</exception>
-    public void RequireMemory() => RequireMemory(MachineMemory.Available() + Environment.WorkingSet);
-
-    internal void RequireMemory(long? available)
+    public void RequireMemory(Backend backend)
     {
-        if (Memory.Total > available)
-            throw new UserException($"This needs about {Size(Memory.Total)} of memory, but {Size(available.Value)} are available; " +
+        var machine = MachineMemory.Available() + Environment.WorkingSet;
+        if (backend.DeviceMemoryBytes is { } device)
+        {
+            Require(Memory.OnDevice, device, $" on the device ({backend.Name})");
+            Require(Memory.Total - Memory.OnDevice, machine, "");
+        }
+        else
+        {
+            RequireMemory(machine);
+        }
+    }
+
+    /// <summary>Whether this machine, or the backend's device, has the memory.</summary>
+    public bool Fits(Backend backend)
+    {
+        var machine = MachineMemory.Available() + Environment.WorkingSet;
+        return backend.DeviceMemoryBytes is { } device
+            ? !(Memory.OnDevice > device || Memory.Total - Memory.OnDevice > machine)
+            : !(Memory.Total > machine);
+    }
+
+    internal void RequireMemory(long? available) => Require(Memory.Total, available, "");
+
+    private void Require(long needed, long? available, string where)
+    {
+        if (needed > available)
+            throw new UserException($"This needs about {Size(needed)} of memory{where}, but {Size(available.Value)} are available; " +
                 $"take a smaller --batch (it is {_batch}) or fewer --channels, or make memory free.");
     }
 

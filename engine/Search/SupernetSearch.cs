@@ -105,7 +105,7 @@ public sealed class SupernetSearch : IDisposable
     {
         var c = _experiment.Configuration;
         _metricsBytes = _experiment.Run.AppendLine(MetricsFile, new EpochMetrics(epoch, c.Schedule.Rate(epoch, c.Epochs), _epochTrain.Loss,
-            _epochTrain.Accuracy, c.UpdatesAlpha ? _epochValidation.Loss : null, c.UpdatesAlpha ? _epochValidation.Accuracy : null));
+            _epochTrain.Accuracy, c.UpdatesAlpha ? _epochValidation.Loss : null, c.UpdatesAlpha ? _epochValidation.Accuracy : null, _experiment.Backend.Name));
         (_lastTrain, _epochTrain, _epochValidation) = (_epochTrain, default, default);
         Save();
     }
@@ -119,5 +119,5 @@ public sealed class SupernetSearch : IDisposable
         return new SearchResult(_experiment.Configuration.Epochs, _lastTrain.Loss, _lastTrain.Accuracy, totals.Loss, totals.Accuracy);
     }
 
-    private sealed record EpochMetrics(int Epoch, float Rate, double TrainLoss, double TrainAccuracy, double? AlphaLoss, double? AlphaAccuracy);
+    private sealed record EpochMetrics(int Epoch, float Rate, double TrainLoss, double TrainAccuracy, double? AlphaLoss, double? AlphaAccuracy, string Device);
 }

@@ -61,7 +61,7 @@ public sealed class Experiment : IDisposable
         var experiment = new Experiment(run, configuration, backend);
         try
         {
-            experiment.SearchForecast.RequireMemory();
+            experiment.SearchForecast.RequireMemory(backend);
             if (initialFile is not null)
                 Checkpoint.ReadInitial(initialFile, experiment.Network);
             using (var search = new SupernetSearch(experiment))

@@ -1,9 +1,38 @@
-// dx (+)= weight[0] * g: the gradient of a skip connection.
-#include "cuda/device.h"
+// dx (+)= weight * g: the gradient of a skip connection. A block has kChunk elements.
+#include "cuda/channels.h"
 
-PN_KERNEL __launch_bounds__(256) scaled_copy(const pn_scaled_copy a) {
-  const float weight = a.weight ? *a.weight : 1.0f;
-  const int64_t step = int64_t(pn::grid_extent().x) * pn::block_extent().x;
-  for (int64_t i = int64_t(pn::block_index().x) * pn::block_extent().x + pn::thread_index().x; i < a.count; i += step)
-    a.dx[i] = a.accumulate ? a.dx[i] + weight * a.g[i] : weight * a.g[i];
+namespace pn {
+
+namespace {
+
+constexpr int kThreads = 256, kChunk = 4096;
+
+struct ScaledCopy {
+  pn_scaled_copy call;
+  int32_t unit;  // elements of a thread, 4 or 1
+};
+
+template <int W>
+PN_DEVICE void scale(const pn_scaled_copy& a) {
+  const float weight = a.weight ? *a.weight : 1;
+  const int64_t begin = int64_t(block_index().x) * kChunk + thread_index().x * W;
+  for (int k = 0; k < kChunk / (kThreads * W); k++) {
+    const int64_t i = begin + k * (kThreads * W);
+    if (i >= a.count) continue;
+    Floats<W> value = load_partial<W>(a.g + i, a.count - i);
+    for (int l = 0; l < W; l++) value[l] *= weight;
+    if (a.accumulate) value += load_partial<W>(a.dx + i, a.count - i);
+    store_partial<W>(a.dx + i, value, a.count - i);
+  }
+}
+
+}  // namespace
+
+}  // namespace pn
+
+PN_KERNEL __launch_bounds__(pn::kThreads) scaled_copy(const pn::ScaledCopy a) {
+  if (a.unit == 4)
+    pn::scale<4>(a.call);
+  else
+    pn::scale<1>(a.call);
 }

@@ -9,9 +9,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "emulator_api.h"
 
 namespace emulator {
 
@@ -19,93 +22,108 @@ struct Extent {
   uint32_t x = 1, y = 1, z = 1;
 };
 
-/* Device memory. Addresses are host addresses, 512-byte aligned. Keeps for every byte whether it was ever written. */
+/* What a byte of memory is; kept for every byte of device, shared and local memory. */
+enum ByteState : uint8_t {
+  NO_MEMORY = 0,
+  UNWRITTEN = 1, /* allocated, never written */
+  WRITTEN = 3,
+  FREED = 4,
+  COPY_PENDING = 8 /* target of an asynchronous copy that nobody has waited for */
+};
+
+/*
+ * Device memory: one reserved range of host addresses, so that a device address is a host address, and a second range
+ * that holds the ByteState of every byte. Addresses of freed memory are handed out again only when the range is used
+ * up, so that a use after free is seen. The gap behind every allocation is NO_MEMORY.
+ */
 class Memory {
  public:
-  explicit Memory(size_t capacity);
+  Memory();
   ~Memory();
-  /* Null: more than the capacity that is left. */
-  uint64_t allocate(size_t bytes);
-  /* False: not the address of a live allocation. Freed addresses are not handed out again soon, so that a use after
-   * free is seen. */
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  /* 0: more than what is left of the capacity. `host`: page-locked host memory: it does not count, and what the host
+   * writes into it is not seen, so that it counts as written. */
+  uint64_t allocate(size_t bytes, bool host = false);
+  /* False: not the address of a live allocation. */
   bool free(uint64_t address);
   /* Do these bytes lie within one live allocation? */
   bool contains(uint64_t address, size_t bytes) const;
-  /* A host copy or a memset wrote these bytes. */
+  /* Does the address lie in the reserved range? */
+  bool owns(uint64_t address) const { return address - base < size; }
   void mark_written(uint64_t address, size_t bytes);
-  /* A device-to-device copy: what was not written at the source is not written at the target. The bytes themselves are
-   * the caller's. */
-  void copy_marks(uint64_t target, uint64_t source, size_t bytes);
-  size_t capacity() const;
+  /* What was not written at the source is not written at the target. */
+  void copy_states(uint64_t target, uint64_t source, size_t bytes);
+  /* "16 bytes past the end of an allocation of 64 bytes" */
+  std::string describe(uint64_t address) const;
   size_t in_use() const;
-  size_t live_allocations() const;
+  void set_capacity(size_t bytes);
+  size_t capacity() const;
 
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation;
+  uint64_t base = 0;
+  size_t size = 0;
+  ptrdiff_t to_state = 0; /* from the address of a byte to that of its state */
+
+ private:
+  struct Block {
+    size_t bytes;
+    bool live, host;
+  };
+  mutable std::mutex mutex;
+  std::map<uint64_t, Block> blocks; /* by address: live ones, and freed ones until their addresses are used again */
+  uint64_t next = 0;
+  size_t used = 0, limit = 0;
+
+  void fill(uint64_t address, size_t bytes, ByteState state);
 };
 
 /* The first wrong thing that a kernel did. */
 struct Fault {
-  std::string kind;   /* "out of bounds", "misaligned", "use after free", "uninitialised read", "shared-memory race",
-                         "barrier divergence", ... */
-  std::string kernel; /* its name */
-  std::string
-      message;  /* one sentence: what was accessed, where it lies relative to the nearest allocation, by whom before */
-  int line = 0; /* line of the PTX text, from 1 */
+  std::string kind;    /* "out of bounds", "misaligned", "use after free", "uninitialised read", "read before the
+                          asynchronous copy was waited for", "shared-memory race", "barrier divergence", ... */
+  std::string kernel;  /* its name */
+  std::string message; /* what was accessed, where it lies relative to the nearest allocation, by whom before */
+  uint32_t line = 0;   /* line of the PTX text, from 1 */
   Extent block{0, 0, 0}, thread{0, 0, 0};
+
+  std::string sentence() const;
 };
 
-/* What a kernel did since the counters were reset, summed over launches. A warp instruction counts once for its 32
- * lanes. */
-struct Counters {
-  uint64_t launches = 0, blocks = 0, threads = 0;
-  uint64_t warp_instructions = 0, lane_instructions = 0;
-  uint64_t fma_lanes = 0,
-           mma_instructions = 0; /* float32 multiply-adds by lanes (add and mul count half); mma.sync by warps */
-  uint64_t global_load_requests = 0, global_load_sectors = 0,
-           global_load_bytes = 0; /* requests: warp instructions; sectors of 32 bytes */
-  uint64_t global_store_requests = 0, global_store_sectors = 0,
-           global_store_bytes = 0;                     /* bytes: asked for by active lanes */
-  uint64_t shared_requests = 0, shared_wavefronts = 0; /* wavefronts - requests' least = bank conflicts */
-  uint64_t shared_conflicts = 0;
-  uint64_t barriers = 0, divergent_branches = 0, atomics = 0;
-};
+using Counters = pnEmulatorCounters;
 
-struct Kernel; /* parsed and decoded, owned by its Module */
+struct Kernel; /* decoded, owned by its Module; see program.h */
 
 class Module {
  public:
-  /* Null: the text is not PTX that this device runs; `error` says what and on which line ("unknown instruction
-   * 'foo.u32', line 12"). */
-  static std::unique_ptr<Module> parse(std::string_view ptx, std::string& error);
+  /* Null: the text is not PTX that this device runs; `error` says what and on which line. Variables are allocated in
+   * `memory`, which must outlive the module. */
+  static std::unique_ptr<Module> parse(std::string_view ptx, Memory& memory, std::string& error);
+  explicit Module(Memory& device_memory);
   ~Module();
   Kernel* kernel(std::string_view name) const; /* null: there is none */
-  std::vector<Kernel*> kernels() const;
+
   std::string target;  /* "sm_70" */
   int ptx_version = 0; /* 78 for 7.8 */
+  std::vector<std::unique_ptr<Kernel>> kernels;
+  struct Variable {
+    uint64_t address;
+    size_t bytes;
+  };
+  std::map<std::string, Variable, std::less<>> variables; /* .global and .const */
 
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation;
+ private:
+  Memory& memory;
 };
-
-struct KernelAttributes {
-  std::string name;
-  int static_shared_bytes = 0, local_bytes = 0, max_threads_per_block = 1024;
-  int registers = 0; /* 32-bit virtual registers; what ptxas makes of them is another matter */
-  std::vector<size_t> parameter_offsets, parameter_sizes;
-};
-
-const KernelAttributes& attributes_of(const Kernel&);
-Counters& counters_of(Kernel&);
 
 struct Launch {
   Extent grid, block;
   size_t dynamic_shared_bytes = 0;
-  std::vector<uint8_t> parameters; /* packed at parameter_offsets */
+  std::vector<uint8_t> parameters;
 };
 
 /* Runs a kernel to its end, thread blocks in parallel on the host's cores. False: it did something wrong, `fault` says
- * what. */
+ * what. The result does not depend on the number of cores. */
 bool run(Kernel& kernel, const Launch& launch, Memory& memory, Fault& fault);
 
 }  // namespace emulator

@@ -1,5 +1,6 @@
 using PerturbNas.Backends;
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 
 namespace PerturbNas.Tests.Kernels;
 
@@ -115,7 +116,12 @@ public sealed unsafe class BadArgumentTests : IDisposable
     [MemberData(nameof(Names))]
     public void Are_refused_and_nothing_is_written(string name)
     {
-        foreach (var backend in new Backend[] { TestBackends.Reference, TestBackends.Cpu(Isa.Best, 1) })
+        using var cuda = new CudaLaunchCounter();
+        var backends = new List<Backend> { TestBackends.Reference, TestBackends.Cpu(Isa.Best, 1) };
+        // Labels are in the device's memory, where only a kernel sees them.
+        if (!name.Contains("label", StringComparison.Ordinal))
+            backends.Add(cuda);
+        foreach (var backend in backends)
         {
             _block.Reset();
             var exception = Assert.Throws<KernelException>(() => Calls[name](backend, _block));

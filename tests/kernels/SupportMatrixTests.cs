@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
 using Xunit.Abstractions;
 
 namespace PerturbNas.Tests.Kernels;
@@ -12,6 +13,8 @@ public class SupportMatrixTests(ITestOutputHelper output)
         var backends = new List<(string Name, Backend Backend)> { ("reference", TestBackends.Reference) };
         foreach (var isa in TestBackends.InstructionSets)
             backends.Add(($"cpu {TestBackends.Cpu(isa, 1).IsaName}", TestBackends.Cpu(isa, 1)));
+        using var cuda = new CudaLaunchCounter();
+        backends.Add(("cuda", cuda));
         output.WriteLine($"{"",-24}{string.Concat(backends.Select(backend => $"{backend.Name,16}"))}");
         var unsupported = new List<string>();
         foreach (var kernels in KernelCases.All

@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using PerturbNas.Backends;
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Backends.Reference;
 
 // Kernels bring their own threads and timings share one machine: tests run one after another.
@@ -14,12 +15,17 @@ internal static class TestBackends
     private static readonly ConcurrentDictionary<(Isa, int), CpuBackend> CpuBackends = [];
     private static readonly ConcurrentDictionary<(string, KernelPass), Dictionary<string, double[]>> Expectations = [];
 
+    private static readonly Lazy<CudaBackend> _cuda = new(() => new CudaBackend(DeviceKind.CudaEmulated));
+
     public static ReferenceBackend Reference { get; } = new();
 
     public static IReadOnlyList<Isa> InstructionSets { get; } =
         [.. new[] { Isa.Portable, Isa.Avx2, Isa.Avx512 }.Where(isa => TryCreate(isa) != null)];
 
     public static CpuBackend Cpu(Isa isa, int threads) => CpuBackends.GetOrAdd((isa, threads), key => new CpuBackend(key.Item2, key.Item1));
+
+    /// <summary>The emulated CUDA device.</summary>
+    public static CudaBackend Cuda => _cuda.Value;
 
     public static KernelCase Case(string name) => KernelCases.All.Single(candidate => candidate.Name == name);
 

@@ -51,6 +51,8 @@ public sealed unsafe class CpuBackend : Backend
 
     public override string Name => "cpu";
 
+    public override string Description => $"{Name} ({Threads} thread{(Threads == 1 ? "" : "s")}, {IsaName})";
+
     public override int ElementSize => sizeof(float);
 
     /// <summary>Worker threads, the calling one among them.</summary>
@@ -59,8 +61,8 @@ public sealed unsafe class CpuBackend : Backend
     /// <summary>The instruction set in use: "portable", "avx2" or "avx512".</summary>
     public string IsaName => Marshal.PtrToStringUTF8(NativeKernels.ContextIsa(_context))!;
 
-    /// <summary>Measures this machine's float32 multiply-add rate and memory bandwidth with this backend's threads (about a second).</summary>
-    public MachineLimits MeasureLimits()
+    /// <inheritdoc/>
+    public override MachineLimits MeasureLimits()
     {
         Check(NativeKernels.MeasureLimits(_context, out var limits));
         return limits;

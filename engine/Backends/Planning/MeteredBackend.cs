@@ -13,7 +13,7 @@ public readonly record struct KernelCall(string Kernel, Cost Cost, long Start, l
 /// <summary>
 /// Counts what is asked of a backend: memory, and the FLOPs and bytes of every kernel call. Without an inner backend nothing is
 /// computed and no memory is taken (addresses are made up, reading gives zeros): that is planning, the engine's own code run to
-/// learn what it would cost. With one, every call is passed on and timed: that is profiling.
+/// learn what it would cost. With one, every call is passed on and timed: that is profiling. Replays are not passed on.
 /// </summary>
 /// <param name="inner">The backend that does the work, not disposed with this one; null: none does.</param>
 public sealed class MeteredBackend(Backend? inner = null) : Backend
@@ -27,6 +27,10 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     private nint _next = (nint)Alignment;
 
     public override string Name => inner?.Name ?? "planning";
+
+    public override string Description => inner?.Description ?? Name;
+
+    public override long? DeviceMemoryBytes => inner?.DeviceMemoryBytes;
 
     public override int ElementSize => inner?.ElementSize ?? sizeof(float);
 
@@ -288,9 +292,16 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     // Kernels that work image by image, and batch norm's backward behind them, may be put off to the end of a group; any other lets them run.
     private long Start(bool joinsGroup = false)
     {
-        if (Called is null || (joinsGroup && _grouping))
+        if (Called is null)
             return 0;
+        if (joinsGroup && _grouping)
+        {
+            if (_putOff.Count == 0)
+                inner?.BeginTiming();
+            return 0;
+        }
         RunPutOff();
+        inner?.BeginTiming();
         return Stopwatch.GetTimestamp();
     }
 
@@ -300,7 +311,7 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
         if (Called is not null && joinsGroup && _grouping)
             _putOff.Add((kernel, cost));
         else
-            Called?.Invoke(new KernelCall(kernel, cost, start, Stopwatch.GetTimestamp()));
+            Called?.Invoke(new KernelCall(kernel, cost, start, End(start)));
     }
 
     // Ends and begins the inner backend's group, so that what has been put off has a time.
@@ -310,11 +321,15 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
             return;
         var start = Stopwatch.GetTimestamp();
         inner?.EndGroup();
-        var end = Stopwatch.GetTimestamp();
+        var end = End(start);
         inner?.BeginGroup();
         _groups++;
         foreach (var (kernel, cost) in _putOff)
             Called?.Invoke(new KernelCall(kernel, cost, start, end, _groups));
         _putOff.Clear();
     }
+
+    // When what began at a timestamp has ended: on a device, the time that it spent; else now.
+    private long End(long start) =>
+        inner?.EndTiming() is { } seconds ? start + (long)(seconds * Stopwatch.Frequency) : Stopwatch.GetTimestamp();
 }

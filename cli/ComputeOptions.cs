@@ -1,0 +1,25 @@
+using CommandLine;
+using PerturbNas.Backends;
+
+namespace PerturbNas.Cli;
+
+/// <summary>What every verb takes that computes.</summary>
+internal abstract class ComputeOptions : Options
+{
+    [Option("device", Default = Devices.Auto, MetaValue = "NAME",
+        HelpText = "auto (cuda if it can be used, else cpu), cpu, cuda, or cuda-emulated (runs and checks the CUDA kernels without a GPU, slowly).")]
+    public string Device { get; set; } = Devices.Auto;
+
+    [Option("threads", Default = 0, MetaValue = "N", HelpText = "Worker threads of the CPU; 0: one per processor. Results do not depend on it.")]
+    public int Threads { get; set; }
+
+    public override void Validate()
+    {
+        RequireChoice("--device", Device, [.. Devices.Names]);
+        RequireRange("--threads", Threads, 0, 256);
+    }
+
+    /// <summary>The backend that the options ask for; where they leave it open, a note says which it is.</summary>
+    /// <exception cref="UserException">The device cannot be used.</exception>
+    public Backend CreateBackend(Terminal terminal) => Devices.Create(Device, Threads, terminal.Note);
+}

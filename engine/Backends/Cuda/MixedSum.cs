@@ -1,0 +1,81 @@
+using System.Runtime.CompilerServices;
+
+namespace PerturbNas.Backends.Cuda;
+
+public unsafe partial class CudaBackend
+{
+    private const int MixedSumTerms = 128, MixedSumThreads = 256, MixedSumChannels = 64;
+
+    public override void MixedSumForward(in MixedSumArgs a)
+    {
+        CheckMixedSum(a);
+        Require(a.Out != 0, "out is null");
+        // With variants, a thread has one pixel, but of up to so many variants.
+        const int variants = 8;
+        var (kernel, pixels) = a.Variants == 1 ? ("mixed_sum_forward", 4) : ("mixed_sum_forward_variants", 1);
+        var launch = new MixedSumLaunch(a);
+        var block = ChannelBlock.For(a.Channels, (long)a.Images * a.Pixels, MixedSumThreads, MixedSumChannels, launch.Unit);
+        var blocks = ChannelBlock.Blocks((long)a.Images * a.Pixels, block.Rows * pixels);
+        Launch(kernel, new Dim3(blocks, block.Groups, ChannelBlock.Blocks(a.Variants, variants)), block.Block, launch);
+    }
+
+    public override void MixedSumBackward(in MixedSumArgs a)
+    {
+        const int termsPerBlock = 4;
+        CheckMixedSum(a);
+        Require(a.Variants == 1, $"takes one variant, not {a.Variants}");
+        Require(a.G != 0, "g is null");
+        var terms = new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount);
+        for (var t = 0; t < terms.Length; t++)
+            Require(terms[t].Y != 0, $"term {t} has no y");
+        if (a.GradientSums == 0 && a.WeightGradients == 0)
+            return;
+        var sums = a.GradientSums != 0 ? a.GradientSums : Scratch((long)a.Images * (1 + a.TermCount) * a.Channels * sizeof(float));
+        var launch = new MixedSumLaunch(a with { GradientSums = sums });
+        var block = ChannelBlock.For(a.Channels, a.Pixels, MixedSumThreads, MixedSumChannels, launch.Unit);
+        var groups = Math.Max(1, ChannelBlock.Blocks(a.TermCount, termsPerBlock));
+        Launch("mixed_sum_backward", new Dim3(a.Images, block.Groups, groups), block.Block, launch);
+        if (a.WeightGradients != 0 && a.TermCount > 0)
+            Launch("mixed_sum_weight_gradients", a.TermCount, new Dim3(1, MixedSumThreads), launch);
+    }
+
+    private static void CheckMixedSum(in MixedSumArgs a, [CallerMemberName] string kernel = "")
+    {
+        Require(a.TermCount >= 0 && a.Variants >= 1 && a.Images >= 1 && a.Pixels >= 1 && a.Channels >= 1,
+            $"every extent must be positive, not V {a.Variants}, N {a.Images}, P {a.Pixels}, C {a.Channels}, {a.TermCount} terms", kernel);
+        Require(a.Terms != 0 || a.TermCount == 0, "terms is null", kernel);
+        var terms = new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount);
+        for (var t = 0; t < terms.Length; t++)
+        {
+            Require(terms[t].Variants == 1 || terms[t].Variants == a.Variants,
+                $"term {t} has {terms[t].Variants} variants, which is neither 1 nor {a.Variants}", kernel);
+            Require((a.Weights == 0 && a.WeightGradients == 0) || (terms[t].WeightIndex >= 0 && terms[t].WeightIndex < a.WeightStride),
+                $"term {t} has weight index {terms[t].WeightIndex}, outside 0..{a.WeightStride - 1}", kernel);
+        }
+        if (a.TermCount > MixedSumTerms)
+            throw new KernelException($"{kernel}: a sum has at most {MixedSumTerms} terms on a CUDA device, not {a.TermCount}", KernelStatus.NotSupported);
+    }
+
+    private readonly struct MixedSumLaunch
+    {
+        public readonly MixedSumArgs Call;
+        public readonly int Unit;
+        public readonly TermArray Terms;
+
+        public MixedSumLaunch(in MixedSumArgs a)
+        {
+            Call = a;
+            var terms = new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount);
+            terms.CopyTo(Terms);
+            Unit = ChannelBlock.UnitFor([a.Channels], a.Out, a.G, a.GradientSums);
+            foreach (var term in terms)
+                Unit = Math.Min(Unit, ChannelBlock.UnitFor([a.Channels], term.Y, term.Normalization));
+        }
+    }
+
+    [InlineArray(MixedSumTerms)]
+    private struct TermArray
+    {
+        private TermArgs _first;
+    }
+}

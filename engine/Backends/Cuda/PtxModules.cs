@@ -1,0 +1,76 @@
+using System.Reflection;
+using System.Text;
+
+namespace PerturbNas.Backends.Cuda;
+
+/// <summary>The kernels of kernels/cuda as PTX, embedded at build time as "cuda/OPERATOR.sm_70.ptx" and "cuda/OPERATOR.sm_80.ptx".</summary>
+internal sealed class PtxModules
+{
+    private const string Folder = "cuda/", Extension = ".ptx";
+
+    // What the binding itself asks for: CUDA 11.4 (instantiation of graphs).
+    private const int LeastDriverVersion = 11040;
+
+    private static readonly int[] Targets = [80, 70];
+
+    private readonly Dictionary<string, string> _resourceOf = [];
+
+    private PtxModules(int target) => Target = target;
+
+    /// <summary>Whether this build has kernels.</summary>
+    public static bool Exist => Resources().Any();
+
+    /// <summary>The least compute capability that there are kernels for: 70 for 7.0.</summary>
+    public static int LeastComputeCapability => Targets[^1];
+
+    public static IReadOnlyList<string> TargetNames { get; } = [.. Targets.Order().Select(target => $"sm_{target}")];
+
+    /// <summary>The compute capability that these were compiled for: 80 for sm_80.</summary>
+    public int Target { get; }
+
+    /// <summary>The least CUDA version that a driver must support: 11080 for 11.8.</summary>
+    public int DriverVersion { get; private set; } = LeastDriverVersion;
+
+    public IReadOnlyCollection<string> KernelNames => _resourceOf.Keys;
+
+    /// <summary>The kernels for a device.</summary>
+    public static PtxModules For(int computeCapability)
+    {
+        var modules = new PtxModules(Targets.First(target => target <= computeCapability));
+        foreach (var resource in Resources().Where(name => name.EndsWith($".sm_{modules.Target}{Extension}", StringComparison.Ordinal)))
+            modules.Add(resource);
+        return modules;
+    }
+
+    /// <summary>The resource that has a kernel; null: there is no such kernel.</summary>
+    public string? ResourceOf(string kernel) => _resourceOf.GetValueOrDefault(kernel);
+
+    public static byte[] Read(string resource)
+    {
+        using var stream = Assembly.GetExecutingAssembly().GetManifestResourceStream(resource)!;
+        var text = new byte[stream.Length];
+        stream.ReadExactly(text);
+        return text;
+    }
+
+    private static IEnumerable<string> Resources() => Assembly.GetExecutingAssembly().GetManifestResourceNames()
+        .Where(name => name.StartsWith(Folder, StringComparison.Ordinal) && name.EndsWith(Extension, StringComparison.Ordinal));
+
+    private void Add(string resource)
+    {
+        const string version = ".version ", entry = ".entry ";
+        foreach (var line in Encoding.ASCII.GetString(Read(resource)).Split('\n'))
+        {
+            if (line.StartsWith(version, StringComparison.Ordinal))
+            {
+                // Since CUDA 11.0 brought PTX 7.0, the two count alike.
+                var parts = line[version.Length..].Split('.');
+                DriverVersion = Math.Max(DriverVersion, 1000 * (int.Parse(parts[0]) + 4) + 10 * int.Parse(parts[1]));
+            }
+            else if (line.IndexOf(entry, StringComparison.Ordinal) is >= 0 and var at)
+            {
+                _resourceOf.Add(line[(at + entry.Length)..].Split('(')[0].Trim(), resource);
+            }
+        }
+    }
+}

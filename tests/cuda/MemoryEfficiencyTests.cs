@@ -1,0 +1,79 @@
+using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
+using PerturbNas.Tests.Kernels;
+
+namespace PerturbNas.Tests.Cuda;
+
+/// <summary>
+/// How the kernels use memory at the shapes of a search (16 channels at 32x32, 32 at 16x16, 64 at 8x8), counted by the emulated device: of the
+/// bytes that are moved at least nine tenths are asked for, a bounded multiple of what must be moved is moved at all, and few passes over
+/// shared memory are due to conflicts.
+/// </summary>
+public sealed class MemoryEfficiencyTests
+{
+    private const double LeastEfficiency = 0.9, MostConflicts = 0.05;
+
+    private static readonly (int Size, int Channels)[] Shapes = [(32, 16), (16, 32), (8, 64)];
+
+    // By kernel: sectors that a kernel may move, as a multiple of what the case must. Neighbouring windows read a pixel again (from the first cache).
+    private static readonly Dictionary<string, double> MostTraffic = new()
+    {
+        ["max_pool_3x3_forward"] = 5,
+        ["avg_pool_3x3_forward"] = 5,
+        ["max_pool_3x3_backward"] = 5,
+        ["avg_pool_3x3_backward"] = 5,
+        ["mixed_sum_forward"] = 1.1,
+        ["mixed_sum_forward_variants"] = 1.1,
+        ["mixed_sum_backward"] = 1.3,
+        ["global_average_pool_forward"] = 1.1,
+        ["global_average_pool_backward"] = 1.1,
+        ["scaled_copy"] = 1.1,
+        ["sgd_step"] = 1.3,
+        ["adam_step"] = 1.1,
+        ["noise_normal"] = 1.1,
+    };
+
+    private static readonly Dictionary<string, KernelCase> Cases = Build().ToDictionary(kernelCase => kernelCase.Name);
+
+    public static TheoryData<string> Names() => [.. Cases.Keys];
+
+    [EmulatedCudaTheory]
+    [MemberData(nameof(Names))]
+    public void Moves_little_more_than_it_must(string name)
+    {
+        var kernelCase = Cases[name];
+        using var backend = new CudaBackend(DeviceKind.CudaEmulated);
+        using var run = new KernelRun(kernelCase, backend);
+        foreach (var pass in kernelCase.Passes())
+        {
+            run.Prepare(pass, TestBackends.GivenForwardOutputs(kernelCase, pass));
+            foreach (var (kernel, counters) in CudaEmulator.Count(() => run.Call(pass)).Where(pair => MostTraffic.ContainsKey(pair.Key)))
+            {
+                var traffic = (double)counters.TransferredBytes / kernelCase.Cost(pass).Bytes;
+                var found = $"{kernel}, {name}: efficiency {counters.GlobalEfficiency:0.00}, traffic {traffic:0.00}, conflicts {counters.ConflictShare:0.00}";
+                Assert.True(counters.GlobalEfficiency >= LeastEfficiency, found);
+                Assert.True(traffic <= MostTraffic[kernel], found);
+                Assert.True(counters.ConflictShare <= MostConflicts, found);
+            }
+        }
+    }
+
+    private static IEnumerable<KernelCase> Build()
+    {
+        foreach (var (size, channels) in Shapes)
+        {
+            foreach (var maximum in new[] { true, false })
+                foreach (var stride in new[] { 1, 2 })
+                    yield return KernelCases.Pool(maximum, size, size, channels, stride, new());
+            var terms = Enumerable.Range(0, 14).Select(t => (1, t % 7 != 2, t)).ToArray();
+            yield return KernelCases.MixedSum(1, 2, size * size, channels, terms, terms.Length);
+            var variants = Enumerable.Range(0, 14).Select(t => (t < 7 ? 1 : 7, t % 7 != 2, t)).ToArray();
+            yield return KernelCases.MixedSum(7, 1, size * size, channels, variants, variants.Length);
+        }
+        yield return KernelCases.GlobalAveragePool(2, 64, [.. Enumerable.Repeat(new Part(64), 4)]);
+        yield return KernelCases.ScaledCopy(1 << 16, weight: true, accumulate: false);
+        yield return KernelCases.Sgd(100_001, maxNorm: 5);
+        yield return KernelCases.Adam(100_001, 3);
+        yield return KernelCases.Noise(1 << 14, 1, 0);
+    }
+}

@@ -1,0 +1,241 @@
+using System.Text;
+using System.Text.RegularExpressions;
+using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
+
+namespace PerturbNas.Tests.Cuda;
+
+/// <summary>
+/// The kernels that ship, each with one small mistake: the emulated device must find it, and name the kernel, the line of its PTX, the block and
+/// the thread. Without the mistake the same call goes through.
+/// </summary>
+public sealed partial class PlantedBugTests
+{
+    private static readonly Dictionary<string, Bug> Bugs = new()
+    {
+        ["a missing barrier in a sum over the block's rows"] = new(
+            "batch_norm", "batch_norm_backward", "shared-memory race", "ld.shared",
+            [new("channels.h", "    barrier();\n    if (thread.y + half < rows)", "    if (thread.y + half < rows)")],
+            BatchNormBackward),
+        ["a missing barrier before a sum's memory is used again"] = new(
+            "batch_norm", "batch_norm_forward", "shared-memory race", "st.shared",
+            [new("channels.h", "  barrier();  // the buffer may now be used again\n", "")],
+            BatchNormForward),
+        ["a missing barrier after a tile was loaded"] = new(
+            "linear", "linear_backward_input", "shared-memory race", "ld.shared",
+            [new("linear.cu", "    pn::barrier();\n    for (int i", "    for (int i")],
+            LinearBackward),
+        ["a barrier that only some threads reach"] = new(
+            "linear", "linear_backward_input", "barrier divergence", "bar",
+            [new("linear.cu", "    pn::barrier();\n    for (int i", "    if (row < a.rows) pn::barrier();\n    for (int i")],
+            LinearBackward),
+        ["an off-by-one at the last row of a tile"] = new(
+            "linear", "linear_backward_input", "out of bounds", "st.global",
+            [new("linear.cu", "if (row < a.rows && k < a.in_channels) a.dx", "if (row <= a.rows && k < a.in_channels) a.dx")],
+            LinearBackward),
+        ["an off-by-one at the image's last row"] = new(
+            "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
+            [new("pools.cu", "iy >= a.height", "iy > a.height")],
+            AvgPoolForward),
+        ["an off-by-one at the image's last column"] = new(
+            "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
+            [new("pools.cu", "first + k >= a.width", "first + k > a.width")],
+            AvgPoolForward),
+        ["a row of threads too many in a sum"] = new(
+            "batch_norm", "batch_norm_backward", "uninitialised read", "ld.shared",
+            [new("channels.h", "if (thread.y + half < rows)", "if (thread.y + half <= rows)")],
+            BatchNormBackward),
+        ["a partial sum too many"] = new(
+            "optimisers", "sgd_norm", "out of bounds", "ld.global",
+            [new("optimisers.cu", "i < chunks; i += pn::kThreads", "i <= chunks; i += pn::kThreads")],
+            SgdStep),
+        ["a partial sum that nobody wrote"] = new(
+            "optimisers", "sgd_sum_squares", "uninitialised read", "ld.global",
+            [new("optimisers.cu", "a.squares[pn::block_index().x] = total", "a.squares[pn::block_index().x] += total")],
+            SgdStep),
+        ["an access of 16 bytes off its boundary"] = new(
+            "scaled_copy", "scaled_copy", "misaligned", "ld.global",
+            [new("scaled_copy.cu", "thread_index().x * W;", "thread_index().x * W + 1;")],
+            ScaledCopy),
+    };
+
+    public static TheoryData<string> Names() => [.. Bugs.Keys];
+
+    [EmulatedCudaTheory]
+    [MemberData(nameof(Names))]
+    public void Is_found_and_named(string name)
+    {
+        var bug = Bugs[name];
+        using (var backend = new CudaBackend(DeviceKind.CudaEmulated))
+        {
+            backend.Replace(bug.Kernel, PlantedKernels.Compile(bug.Operator));
+            using var memory = new Memory(backend);
+            bug.Run(backend, memory);
+        }
+        var ptx = PlantedKernels.Compile(bug.Operator, bug.Edits);
+        try
+        {
+            using var backend = new CudaBackend(DeviceKind.CudaEmulated);
+            backend.Replace(bug.Kernel, ptx);
+            using var memory = new Memory(backend);
+            Assert.Throws<CudaException>(() => bug.Run(backend, memory));
+            var fault = CudaEmulator.LastFault!;
+            var place = Place().Match(fault);
+            Assert.True(place.Success, fault);
+            Assert.Equal(bug.Fault, place.Groups["fault"].Value);
+            Assert.Equal(bug.Kernel, place.Groups["kernel"].Value);
+            var line = Encoding.ASCII.GetString(ptx).Split('\n')[int.Parse(place.Groups["line"].Value) - 1];
+            Assert.True(line.Contains(bug.Instruction, StringComparison.Ordinal), $"{fault}: that line is '{line.Trim()}'");
+        }
+        finally
+        {
+            CudaEmulator.Reset();
+        }
+    }
+
+    [EmulatedCudaTheory]
+    [InlineData("scaled_copy", "scaled_copy.cu", "thread_index().x * W;", "thread_index().x * (kChunk / kThreads);", "k * (kThreads * W)", "k * W")]
+    public void An_uncoalesced_access_shows_in_the_efficiency(string kernel, string file, string start, string badStart, string step, string badStep)
+    {
+        Assert.InRange(Count([]).GlobalEfficiency, 0.99, 1.01);
+        Assert.InRange(Count([new(file, start, badStart), new(file, step, badStep)]).GlobalEfficiency, 0, 0.51);
+
+        EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
+        {
+            using var backend = new CudaBackend(DeviceKind.CudaEmulated);
+            backend.Replace(kernel, PlantedKernels.Compile(kernel, edits));
+            using var memory = new Memory(backend);
+            return CudaEmulator.Count(() => ScaledCopy(backend, memory))[kernel];
+        }
+    }
+
+    [EmulatedCudaTheory]
+    [InlineData("linear_backward_input", "linear.cu", "float weight[pn::kTile][pn::kTile + 1]", "float weight[pn::kTile][pn::kTile]")]
+    public void A_bank_conflict_shows_in_the_counters(string kernel, string file, string before, string after)
+    {
+        Assert.Equal(0, Count([]).ConflictShare);
+        Assert.InRange(Count([new(file, before, after)]).ConflictShare, 0.5, 1);
+
+        EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
+        {
+            using var backend = new CudaBackend(DeviceKind.CudaEmulated);
+            backend.Replace(kernel, PlantedKernels.Compile(Path.GetFileNameWithoutExtension(file), edits));
+            using var memory = new Memory(backend);
+            return CudaEmulator.Count(() => LinearBackward(backend, memory))[kernel];
+        }
+    }
+
+    [GeneratedRegex(@"^(?<fault>[^:]+): .+ \(kernel '(?<kernel>\w+)', PTX line (?<line>\d+), block \(\d+,\d+,\d+\), thread \(\d+,\d+,\d+\)\)$")]
+    private static partial Regex Place();
+
+    private static void BatchNormForward(CudaBackend backend, Memory memory)
+    {
+        backend.BatchNormForward(new()
+        {
+            Statistics = memory.Floats(16 * 2 * 16),
+            Normalization = memory.Floats(4 * 16),
+            Variants = 1,
+            Images = 16,
+            Pixels = 4,
+            Channels = 16,
+            Epsilon = 1e-5f,
+        });
+        memory.Wait();
+    }
+
+    private static void BatchNormBackward(CudaBackend backend, Memory memory)
+    {
+        backend.BatchNormBackward(new()
+        {
+            GradientSums = memory.Floats(16 * 2 * 16),
+            Normalization = memory.Floats(4 * 16),
+            Coefficients = memory.Floats(3 * 16),
+            Images = 16,
+            Pixels = 4,
+            Channels = 16,
+            Rows = 2,
+            Row = 1,
+            Training = 1,
+        });
+        memory.Wait();
+    }
+
+    private static void LinearBackward(CudaBackend backend, Memory memory)
+    {
+        backend.LinearBackward(new()
+        {
+            Weight = memory.Floats(16 * 20),
+            G = memory.Floats(10 * 20),
+            Dx = memory.Floats(10 * 16),
+            Rows = 10,
+            InChannels = 16,
+            OutChannels = 20,
+        });
+        memory.Wait();
+    }
+
+    private static void AvgPoolForward(CudaBackend backend, Memory memory)
+    {
+        backend.AvgPoolForward(new()
+        {
+            X = memory.Floats(2 * 5 * 6 * 8),
+            Y = memory.Floats(2 * 5 * 6 * 8),
+            Statistics = memory.Floats(2 * 2 * 8),
+            Variants = 1,
+            Images = 2,
+            Height = 5,
+            Width = 6,
+            Channels = 8,
+            Stride = 1,
+        });
+        memory.Wait();
+    }
+
+    private static void SgdStep(CudaBackend backend, Memory memory)
+    {
+        const int count = 10_000;
+        backend.SgdStep(new()
+        {
+            Parameters = memory.Floats(count),
+            Gradients = memory.Floats(count),
+            MomentumBuffer = memory.Floats(count),
+            Norm = memory.Floats(2),
+            Count = count,
+            Rate = 0.1f,
+        });
+        memory.Wait();
+    }
+
+    private static void ScaledCopy(CudaBackend backend, Memory memory)
+    {
+        const int count = 8192;
+        backend.ScaledCopy(new() { G = memory.Floats(count), Dx = memory.Floats(count), Count = count });
+        memory.Wait();
+    }
+
+    /// <param name="Operator">The file of kernels/cuda.</param>
+    /// <param name="Kernel">The kernel that goes wrong.</param>
+    /// <param name="Fault">What the emulated device calls it.</param>
+    /// <param name="Instruction">What stands in the line of the PTX that is named.</param>
+    /// <param name="Edits">The mistake.</param>
+    /// <param name="Run">A call that runs into it.</param>
+    private sealed record Bug(
+        string Operator, string Kernel, string Fault, string Instruction, PlantedKernels.Edit[] Edits, Action<CudaBackend, Memory> Run);
+
+    /// <summary>Arrays that end where their last element does, with nothing around them that an access too far would hit.</summary>
+    private sealed class Memory(CudaBackend backend) : IDisposable
+    {
+        private readonly List<nint> _arrays = [];
+
+        public nint Floats(int count)
+        {
+            _arrays.Add(backend.Allocate(count * sizeof(float)));
+            return _arrays[^1];
+        }
+
+        /// <summary>Until everything issued has been done: only then is a fault known.</summary>
+        public void Wait() => backend.Read(_arrays[0], new float[1]);
+
+        public void Dispose() => _arrays.ForEach(backend.Free);
+    }
+}

@@ -198,6 +198,7 @@ public unsafe partial class CudaBackend : Backend
         _timingStart.Dispose();
         _timingEnd.Dispose();
         Free(_scratch);
+        FreeCounters();
         foreach (var staging in _staging)
             staging.Dispose();
         foreach (var module in _modules.Values)

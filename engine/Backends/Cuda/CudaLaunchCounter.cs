@@ -4,7 +4,7 @@ namespace PerturbNas.Backends.Cuda;
 /// Counts the launches that a CUDA device would be given, with the grids of an H100. It has no device: nothing is computed, addresses are made up,
 /// and reading gives zeros.
 /// </summary>
-public sealed class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multiprocessors)
+public class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multiprocessors)
 {
     private const int H100Multiprocessors = 132;
     private const long Alignment = 512;

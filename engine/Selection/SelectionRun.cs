@@ -242,7 +242,8 @@ public sealed class SelectionRun : IDisposable
                 $"round {_round + 1}/{PerturbationSelector.Rounds}, epoch {epoch + 1}/{_configuration.TuneEpochs}, loss {_epochTrain.Loss:F3}"));
             if (_roundStep % _trainer.StepsPerEpoch == 0)
             {
-                _metricsBytes = _run.AppendLine(MetricsFile, new TuningMetrics(_round, epoch, rate, _epochTrain.Loss, _epochTrain.Accuracy));
+                _metricsBytes = _run.AppendLine(MetricsFile, new TuningMetrics(_round, epoch, rate, _epochTrain.Loss, _epochTrain.Accuracy,
+                    _experiment.Backend.Name));
                 _epochTrain = default;
             }
             if (_roundStep == steps || cancellation.IsCancellationRequested || TimeProvider.System.GetElapsedTime(saved) > _checkpointInterval)
@@ -278,5 +279,5 @@ public sealed class SelectionRun : IDisposable
         _selector = NewSelector(_run.ReadLines<Decision>(DecisionsFile));
     }
 
-    private sealed record TuningMetrics(int Round, int Epoch, float Rate, double TrainLoss, double TrainAccuracy);
+    private sealed record TuningMetrics(int Round, int Epoch, float Rate, double TrainLoss, double TrainAccuracy, string Device);
 }

@@ -85,14 +85,15 @@ PN_DEVICE void forward(const Launch& l) {
 
   const bool aligned = (l.a.out_channels & 3) == 0 && is_aligned16(l.a.y);
   float* y = l.a.y + (image * pixels + first) * l.a.out_channels + column0;
+  const int t = fresh_thread_index();
   uint32_t valid = 0;
 #pragma unroll
   for (int i = 0; i < product.kPixels; i++) {
-    if (product.pixel(i) >= count) continue;
+    if (product.pixel(t, i) >= count) continue;
     valid |= 1u << i;
 #pragma unroll
     for (int j = 0; j < product.kOwn; j += product.kVector)
-      product.store(y + int64_t(product.pixel(i)) * l.a.out_channels, i, j, source.columns, aligned);
+      product.store(y + int64_t(product.pixel(t, i)) * l.a.out_channels, t, i, j, source.columns, aligned);
   }
   if (l.sums) {
     float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.out_channels + column0;
@@ -166,11 +167,12 @@ PN_DEVICE void backward_input(const Launch& l) {
   multiply_chunks(product, source);
 
   const bool aligned = (l.a.in_channels & 3) == 0 && is_aligned16(l.a.dx) && (!l.a.relu || is_aligned16(l.a.x));
+  const int t = fresh_thread_index();
 #pragma unroll
   for (int i = 0; i < product.kPixels; i++) {
-    if (product.pixel(i) >= count) continue;
-    const int64_t at = (first + product.pixel(i)) * l.a.in_channels + column0;
-    product.store_gradient(l.a.dx + at, l.a.relu ? l.a.x + at : nullptr, i, source.columns, aligned, l.a.accumulate);
+    if (product.pixel(t, i) >= count) continue;
+    const int64_t at = (first + product.pixel(t, i)) * l.a.in_channels + column0;
+    product.store_gradient(l.a.dx + at, l.a.relu ? l.a.x + at : nullptr, t, i, source.columns, aligned, l.a.accumulate);
   }
 }
 
@@ -210,11 +212,11 @@ PN_DEVICE void backward_weights(const Launch& l) {
 }  // namespace
 
 #define PN_KERNELS(COLUMNS, SUFFIX, TF32)                             \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)     \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)    \
       convolution_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
     forward<COLUMNS, TF32>(l);                                        \
   }                                                                   \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)     \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)    \
       convolution_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
     backward_input<COLUMNS, TF32>(l);                                 \
   }

@@ -64,7 +64,7 @@ struct Strip {
   int position;           // of that column in the window, for stride 1
 
   PN_DEVICE_METHOD Strip(const Launch& l) {
-    const int t = thread_index().x, s = t >> 5, shift = l.dilation_shift;
+    const int t = fresh_thread_index(), s = t >> 5, shift = l.dilation_shift;
     quad = t & 3;
     row = t >> 2 & 7;
     column = (s >> shift << (2 + shift)) + (s & shift);
@@ -78,7 +78,8 @@ template <class F>
 PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift, const float* image, int top, int left,
                            int height, int width, int64_t line_step, int pixel_step, int count, bool aligned, F f) {
   constexpr int kAtOnce = 4;
-  const int t = thread_index().x, quad = t & 3, step = block_extent().x >> 2, pixels = tiles.rows * tiles.columns;
+  const int t = fresh_thread_index(), quad = t & 3, step = block_extent().x >> 2;
+  const int pixels = tiles.rows * tiles.columns;
   for (int first = t >> 2; first < pixels; first += kAtOnce * step) {
     float4 v[kAtOnce];
     int to[kAtOnce];
@@ -122,7 +123,7 @@ PN_DEVICE void load_input(float* window, const Launch& l, const Place& place, in
 PN_DEVICE void load_taps(float* taps, const Launch& l, int count, int channel, bool flipped) {
   const int channels = l.a.in_channels, left = channels - channel;
   const bool aligned = (channels & 3) == 0 && is_aligned16(l.a.depthwise);
-  for (int i = thread_index().x; i < count * 4; i += block_extent().x) {
+  for (int i = fresh_thread_index(); i < count * 4; i += block_extent().x) {
     const int tap = i >> 2, quad = i & 3;
     const float* from = l.a.depthwise + tap * channels + channel;
     float* to = taps + (flipped ? count - 1 - tap : tap) * kDepth + quad * 4;
@@ -137,12 +138,11 @@ PN_DEVICE void load_taps(float* taps, const Launch& l, int count, int channel, b
 template <int K, int S>
 PN_DEVICE void depthwise(float4 (&sum)[4], const Launch& l, const Strip& strip, const float* window,
                          const float* taps) {
-  constexpr int kRowsUnrolled = K == 3 ? 3 : 1;
 #pragma unroll
   for (int i = 0; i < 4; i++) sum[i] = zero4();
   const float* row = window + strip.row * S * l.tiles.row_step + strip.position * S * kDepth + strip.quad * 4;
   taps += strip.quad * 4;
-#pragma unroll kRowsUnrolled
+#pragma unroll 1
   for (int ky = 0; ky < K; ky++, row += l.dilation * l.tiles.row_step, taps += K * kDepth) {
     float4 w[K];
 #pragma unroll
@@ -196,15 +196,16 @@ PN_DEVICE void forward(const Launch& l) {
 
   const bool aligned = (l.a.out_channels & 3) == 0 && is_aligned16(l.a.y);
   float* y = l.a.y + place.image * l.out_height * l.out_width * l.a.out_channels + column0;
+  const int t = fresh_thread_index();
   uint32_t valid = 0;
 #pragma unroll
   for (int i = 0; i < product.kPixels; i++) {
-    const int p = product.pixel(i), row = p >> l.tiles.width_shift, column = p & ((1 << l.tiles.width_shift) - 1);
+    const int p = product.pixel(t, i), row = p >> l.tiles.width_shift, column = p & ((1 << l.tiles.width_shift) - 1);
     if (!place.holds(row, column)) continue;
     valid |= 1u << i;
     float* out = y + (int64_t(place.row + row) * l.out_width + place.column + column) * l.a.out_channels;
 #pragma unroll
-    for (int j = 0; j < product.kOwn; j += product.kVector) product.store(out, i, j, columns, aligned);
+    for (int j = 0; j < product.kOwn; j += product.kVector) product.store(out, t, i, j, columns, aligned);
   }
   if (l.sums) {
     float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.out_channels + column0;
@@ -443,13 +444,13 @@ PN_DEVICE void backward_weights(const Launch& l) {
 }  // namespace
 
 #define PN_FORWARD(K, S, COLUMNS)                                            \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)            \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - (K == 7))    \
       depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS(const Launch l) { \
     forward<K, S, COLUMNS, false>(l);                                        \
   }
 #if PN_SM80
 #define PN_FORWARD_TF32(K, S, COLUMNS)                                              \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)                   \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - (K == 7))           \
       depthwise_pointwise_forward_k##K##_s##S##_c##COLUMNS##_tf32(const Launch l) { \
     forward<K, S, COLUMNS, true>(l);                                                \
   }

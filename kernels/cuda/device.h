@@ -92,6 +92,14 @@ PN_DEVICE double shuffle_xor(double value, int mask) {
   return __builtin_bit_cast(double, uint64_t(high) << 32 | low);
 }
 
+// The thread's number, of which the compiler does not know that it is the same as before: what is computed from it in a
+// loop is computed anew in every round, not kept in registers that the rest of the loop lacks.
+PN_DEVICE int fresh_thread_index() {
+  int t = thread_index().x;
+  asm volatile("" : "+r"(t));
+  return t;
+}
+
 template <class T>
 PN_DEVICE T min(T a, T b) {
   return a < b ? a : b;

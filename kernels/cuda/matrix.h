@@ -14,6 +14,10 @@ namespace pn {
 constexpr int kDepth = 16;
 constexpr int kMaxThreads = 128;
 
+// Blocks that a multiprocessor shall hold, which bounds a thread's registers: as many as go without spilling any. sm_70
+// copies through registers.
+constexpr int blocks_of(int columns) { return (columns == 64 ? 3 : columns == 32 ? 4 : 5) - (PN_SM80 ? 0 : 1); }
+
 // Where quad `q` of a tile's pixel lies.
 PN_DEVICE int tile_offset(int pixel, int q) { return pixel * kDepth + ((q ^ (pixel >> 1)) & 3) * 4; }
 
@@ -28,7 +32,7 @@ template <int kColumns>
 PN_DEVICE void load_weights(float* weights, const float* source, int step, int rows, int columns) {
   const bool aligned = ((step | columns) & 3) == 0 && is_aligned16(source);
 #pragma unroll 1
-  for (int i = thread_index().x; i < kDepth * kColumns / 4; i += block_extent().x) {
+  for (int i = fresh_thread_index(); i < kDepth * kColumns / 4; i += block_extent().x) {
     const int k = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
     const bool inside = k < rows && column < columns;
@@ -44,7 +48,7 @@ template <int kColumns>
 PN_DEVICE void load_transposed_weights(float* weights, const float* source, int step, int rows, int columns) {
   const bool aligned = ((step | rows) & 3) == 0 && is_aligned16(source);
 #pragma unroll 1
-  for (int i = thread_index().x; i < kColumns * kDepth / 4; i += block_extent().x) {
+  for (int i = fresh_thread_index(); i < kColumns * kDepth / 4; i += block_extent().x) {
     const int column = i / (kDepth / 4), k = i % (kDepth / 4) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
     const float4 v = load_channels(source + int64_t(column) * step + k, column < columns ? rows - k : 0, aligned);
@@ -74,14 +78,13 @@ struct Product {
       for (int j = 0; j < kOwn; j++) sum[i][j] = 0.0f;
   }
 
-  // The pixel and the column of sum[i][j].
-  PN_DEVICE_METHOD int pixel(int i) const {
-    const int t = thread_index().x;
+  // The pixel and the column of sum[i][j] of thread t.
+  static PN_DEVICE_METHOD int pixel(int t, int i) {
     if (kTf32) return (t & ~31) + i * 8 + (t >> 2 & 7);
     return t / kGroups + i * (block_extent().x / kGroups);
   }
-  PN_DEVICE_METHOD int column(int j) const {
-    const int group = thread_index().x % kGroups;
+  static PN_DEVICE_METHOD int column(int t, int j) {
+    const int group = t % kGroups;
     if (kTf32) return (j >> 1) * 8 + group * 2 + (j & 1);
     return (j >> 2) * (kColumns / 2) + group * 4 + (j & 3);
   }
@@ -89,12 +92,13 @@ struct Product {
   // Adds the product of a chunk of the tile and of the weights. Pixel p lies at place p + (p >> row_shift) of the tile
   // (a tile of rows may have one place between them).
   PN_DEVICE_METHOD void add(const float* tile, int row_shift, const float* weights, int depth) {
+    const int t = fresh_thread_index();
     if constexpr (kTf32) {
 #if PN_SM80
-      const int lane = thread_index().x & 31, row = lane >> 2, place = lane & 3;
+      const int lane = t & 31, row = lane >> 2, place = lane & 3;
       int pixels[kPixels];
 #pragma unroll
-      for (int i = 0; i < kPixels; i++) pixels[i] = pixel(i) + (pixel(i) >> row_shift);
+      for (int i = 0; i < kPixels; i++) pixels[i] = pixel(t, i) + (pixel(t, i) >> row_shift);
 #pragma unroll 1
       for (int k = 0; k < depth; k += 8) {
         uint32_t a[kPixels / 2][4];
@@ -117,7 +121,7 @@ struct Product {
     } else {
       int pixels[kPixels];
 #pragma unroll
-      for (int i = 0; i < kPixels; i++) pixels[i] = pixel(i) + (pixel(i) >> row_shift);
+      for (int i = 0; i < kPixels; i++) pixels[i] = pixel(t, i) + (pixel(t, i) >> row_shift);
 #pragma unroll 1
       for (int k = 0; k < depth; k += 4) {
         float a[kPixels][4];
@@ -131,7 +135,7 @@ struct Product {
           float w[kOwn];
 #pragma unroll
           for (int j = 0; j < kOwn; j += 4) {
-            const float4 v = load4(weights + (k + r) * kWeightStep<kColumns> + column(j));
+            const float4 v = load4(weights + (k + r) * kWeightStep<kColumns> + column(t, j));
             w[j] = v.x, w[j + 1] = v.y, w[j + 2] = v.z, w[j + 3] = v.w;
           }
 #pragma unroll
@@ -145,8 +149,8 @@ struct Product {
 
   // v = kVector neighbouring values of a row, of which `columns` (from column 0 on, which lies at `row`) exist, at the
   // place of sum[..][j].
-  PN_DEVICE_METHOD void load(float (&v)[kVector], const float* row, int j, int columns, bool aligned) const {
-    const int first = column(j);
+  static PN_DEVICE_METHOD void load(float (&v)[kVector], const float* row, int t, int j, int columns, bool aligned) {
+    const int first = column(t, j);
     const float* from = row + first;
     if (aligned && first < columns) {
       if constexpr (kTf32) {
@@ -163,8 +167,8 @@ struct Product {
   }
 
   // Stores sum[i][j] and its neighbours likewise.
-  PN_DEVICE_METHOD void store(float* row, int i, int j, int columns, bool aligned) const {
-    const int first = column(j);
+  PN_DEVICE_METHOD void store(float* row, int t, int i, int j, int columns, bool aligned) const {
+    const int first = column(t, j);
     float* to = row + first;
     if (aligned && first < columns) {
       if constexpr (kTf32) {
@@ -183,22 +187,23 @@ struct Product {
 
   // Stores pixel i's sums as the gradient of an activation: zero where x <= 0 (x may be null: no ReLU), added to where
   // `accumulate` is set.
-  PN_DEVICE_METHOD void store_gradient(float* dx, const float* x, int i, int columns, bool aligned, bool accumulate) {
+  PN_DEVICE_METHOD void store_gradient(float* dx, const float* x, int t, int i, int columns, bool aligned,
+                                       bool accumulate) {
 #pragma unroll
     for (int j = 0; j < kOwn; j += kVector) {
       float v[kVector];
       if (x) {
-        load(v, x, j, columns, aligned);
+        load(v, x, t, j, columns, aligned);
 #pragma unroll
         for (int e = 0; e < kVector; e++)
           if (!(v[e] > 0.0f)) sum[i][j + e] = 0.0f;
       }
       if (accumulate) {
-        load(v, dx, j, columns, aligned);
+        load(v, dx, t, j, columns, aligned);
 #pragma unroll
         for (int e = 0; e < kVector; e++) sum[i][j + e] += v[e];
       }
-      store(dx, i, j, columns, aligned);
+      store(dx, t, i, j, columns, aligned);
     }
   }
 };
@@ -209,8 +214,9 @@ PN_DEVICE int loaded_pixel(int u) { return (thread_index().x >> 2) + u * (block_
 PN_DEVICE int loaded_quad() { return thread_index().x & 3; }
 
 PN_DEVICE void store_tile(float* tile, const float4 (&v)[kLoads]) {
+  const int t = fresh_thread_index();
 #pragma unroll
-  for (int u = 0; u < kLoads; u++) store4(tile + tile_offset(loaded_pixel(u), loaded_quad()), v[u]);
+  for (int u = 0; u < kLoads; u++) store4(tile + tile_offset((t >> 2) + u * (block_extent().x >> 2), t & 3), v[u]);
 }
 
 // product = the product of all chunks that the source has (one at least): source.next() goes on to the next one and
@@ -234,10 +240,11 @@ PN_DEVICE float* multiply_chunks(Product<kColumns, kTf32>& product, Source& sour
     const bool more = source.next();
     if (more) {
       source.load_weights(weights + (buffer ^ 1) * kWeightFloats<kColumns>);
-      source.load_pixels(v);
+      if (kColumns < 64) source.load_pixels(v);
     }
     product.add(tiles + buffer * tile_floats, 31, weights + buffer * kWeightFloats<kColumns>, kDepth);
     if (!more) return tiles + (buffer ^ 1) * tile_floats;
+    if (kColumns == 64) source.load_pixels(v);  // its sums leave no registers for what is loaded ahead
     store_tile(tiles + (buffer ^ 1) * tile_floats, v);
   }
 }
@@ -253,15 +260,15 @@ template <int kColumns, bool kTf32>
 PN_DEVICE void statistics(const Product<kColumns, kTf32>& product, uint32_t valid, int count, int columns,
                           float* memory, float* mean, float* squares) {
   typedef Product<kColumns, kTf32> P;
-  const int t = thread_index().x, lane = t & 31, warp = t >> 5;
-  if (product.pixel(0) == 0)
+  const int t = fresh_thread_index(), lane = t & 31, warp = t >> 5;
+  if (P::pixel(t, 0) == 0)
 #pragma unroll
-    for (int j = 0; j < P::kOwn; j++) memory[product.column(j)] = product.sum[0][j];
+    for (int j = 0; j < P::kOwn; j++) memory[P::column(t, j)] = product.sum[0][j];
   barrier();
   float* partial = memory + kColumns;
 #pragma unroll
   for (int j = 0; j < P::kOwn; j++) {
-    const float shift = memory[product.column(j)];
+    const float shift = memory[P::column(t, j)];
     float s1 = 0.0f, s2 = 0.0f;
 #pragma unroll
     for (int i = 0; i < P::kPixels; i++) {
@@ -275,8 +282,8 @@ PN_DEVICE void statistics(const Product<kColumns, kTf32>& product, uint32_t vali
       s2 += shuffle_xor(s2, mask);
     }
     if (lane < P::kGroups) {
-      partial[warp * 2 * kColumns + product.column(j)] = s1;
-      partial[(warp * 2 + 1) * kColumns + product.column(j)] = s2;
+      partial[warp * 2 * kColumns + P::column(t, j)] = s1;
+      partial[(warp * 2 + 1) * kColumns + P::column(t, j)] = s2;
     }
   }
   barrier();

@@ -88,14 +88,15 @@ PN_DEVICE void forward(const Launch& l) {
 
   const bool aligned = ((l.a.out_channels | l.a.y_channels) & 3) == 0 && is_aligned16(l.a.y + l.a.y_offset);
   float* y = l.a.y + (image * l.pixels + first) * l.a.y_channels + l.a.y_offset + source.column0;
+  const int t = fresh_thread_index();
   uint32_t valid = 0;
 #pragma unroll
   for (int i = 0; i < product.kPixels; i++) {
-    if (product.pixel(i) >= count) continue;
+    if (product.pixel(t, i) >= count) continue;
     valid |= 1u << i;
 #pragma unroll
     for (int j = 0; j < product.kOwn; j += product.kVector)
-      product.store(y + int64_t(product.pixel(i)) * l.a.y_channels, i, j, source.columns, aligned);
+      product.store(y + int64_t(product.pixel(t, i)) * l.a.y_channels, t, i, j, source.columns, aligned);
   }
   if (l.sums) {
     float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.y_channels + l.a.y_offset + source.column0;
@@ -152,14 +153,15 @@ PN_DEVICE void backward_input(const Launch& l) {
   multiply_chunks(product, source);
 
   const bool aligned = (part.channels & 3) == 0 && is_aligned16(part.dx) && (!l.a.relu || is_aligned16(part.x));
+  const int t = fresh_thread_index();
 #pragma unroll
   for (int i = 0; i < product.kPixels; i++) {
-    if (product.pixel(i) >= count) continue;
-    const int64_t q = first + product.pixel(i), image = q / l.pixels;
+    if (product.pixel(t, i) >= count) continue;
+    const int64_t q = first + product.pixel(t, i), image = q / l.pixels;
     const int pixel = source_pixel(l, int(q - image * l.pixels));
     if (pixel < 0) continue;
     const int64_t at = (image * l.a.height * l.a.width + pixel) * part.channels + column0;
-    product.store_gradient(part.dx + at, l.a.relu ? part.x + at : nullptr, i, columns, aligned, part.accumulate);
+    product.store_gradient(part.dx + at, l.a.relu ? part.x + at : nullptr, t, i, columns, aligned, part.accumulate);
   }
 }
 
@@ -201,11 +203,11 @@ PN_DEVICE void backward_weights(const Launch& l) {
 }  // namespace
 
 #define PN_KERNELS(COLUMNS, SUFFIX, TF32)                           \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)   \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)  \
       pointwise_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
     forward<COLUMNS, TF32>(l);                                      \
   }                                                                 \
-  PN_KERNEL __launch_bounds__(kMaxThreads, COLUMNS == 64 ? 3 : 4)   \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)  \
       pointwise_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
     backward_input<COLUMNS, TF32>(l);                               \
   }

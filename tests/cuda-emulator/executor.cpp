@@ -517,6 +517,27 @@ void learn_pattern(Pattern& p, const uint64_t* addresses, uint32_t active, uint3
     wavefronts += most;
   }
   p.wavefronts = uint8_t(wavefronts);
+  // Stretches of addresses.
+  int order[LANES], count = 0;
+  for (uint32_t m = active; m; m &= m - 1) order[count++] = std::countr_zero(m);
+  std::stable_sort(order, order + count, [&](int a, int b) { return p.relative[a] < p.relative[b]; });
+  const uint32_t words = bytes / 4;
+  uint32_t word = 0;
+  p.run_count = 0;
+  p.shared = false;
+  for (int c = 0; c < count; ++c) {
+    const int64_t start = p.relative[order[c]];
+    if (c && start == p.relative[order[c - 1]]) {
+      p.shared = true;
+      for (uint32_t k = 1; k <= words; ++k) p.owners[word - k] |= MANY_LANES;
+      continue;
+    }
+    if (p.run_count && p.runs[p.run_count - 1].start + p.runs[p.run_count - 1].bytes == start)
+      p.runs[p.run_count - 1].bytes += bytes;
+    else
+      p.runs[p.run_count++] = {start, bytes, word};
+    for (uint32_t k = 0; k < words; ++k) p.owners[word++] = uint16_t(order[c]);
+  }
 }
 
 uint32_t count_sectors(const Pattern& p, uint64_t first_address) {

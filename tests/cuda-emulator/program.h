@@ -49,6 +49,14 @@ struct alignas(64) Instruction {
   uint32_t pattern; /* memory access: index of its Pattern; branch: index of its block */
 };
 
+/*
+ * Shared-memory races. Every word (or byte) keeps who last wrote it and who last read it: tick << 12 | flags | thread.
+ * The tick advances at every barrier and __syncwarp of the block, so an access was before the last barrier if its tick
+ * is less than the barrier's. `other_reader` is the last one of another warp than `reader`'s.
+ */
+constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THREAD_MASK = (1 << 10) - 1,
+                   MAX_TICK = (1u << 20) - 1;
+
 /* How a memory instruction's addresses lie relative to each other: in a loop they mostly stay as they are, so that what
  * follows from them is worked out once. */
 struct Pattern {
@@ -59,8 +67,17 @@ struct Pattern {
   bool aligned;    /* all `relative` are multiples of the access size */
   bool contiguous; /* all lanes are active and lane i's address is i access sizes past lane 0's */
   bool uniform;    /* all active lanes have the same address */
+  bool shared;     /* some active lanes have the same address */
   uint8_t wavefronts;
   uint8_t sectors[32]; /* by the first address modulo 32; 0: not known yet */
+  /* The accesses in order of their addresses, as stretches without gaps. */
+  struct Run {
+    int64_t start; /* relative to the first active lane */
+    uint32_t bytes, word;
+  } runs[LANES];
+  uint32_t run_count;
+  /* By 4-byte word of the runs: the lane that accesses it, with MANY_LANES if it is not the only one. */
+  uint16_t owners[LANES * 4];
 };
 
 /* What fills a register before a warp starts. */
@@ -168,14 +185,6 @@ struct Warp {
   uint32_t committed_groups[LANES];
   Way ways[2 * LANES + 8];
 };
-
-/*
- * Shared-memory races. Every word (or byte) keeps who last wrote it and who last read it: tick << 12 | flags | thread.
- * The tick advances at every barrier and __syncwarp of the block, so an access was before the last barrier if its tick
- * is less than the barrier's. `other_reader` is the last one of another warp than `reader`'s.
- */
-constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THREAD_MASK = (1 << 10) - 1,
-                   MAX_TICK = (1u << 20) - 1;
 
 /* One host thread that runs thread blocks of one launch. */
 struct Worker {

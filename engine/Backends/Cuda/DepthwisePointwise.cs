@@ -170,9 +170,11 @@ public unsafe partial class CudaBackend
         var tileWidth = width <= 8 ? 8 : 16;
         var reach = (kernel - 1) * dilation + 1;
         var columns = (tileWidth - 1) * stride + reach;
-        // Neighbouring rows of outputs begin half of the banks apart.
-        var rowStep = stride == 1 ? (columns | 1) * Chunk : columns * Chunk + 8;
-        return new(height, width, tileWidth, (TileRows - 1) * stride + reach, columns, rowStep, dilation == 2 ? (columns + 1) / 2 : 0);
+        // Neighbouring rows of outputs begin half of the banks apart, and so do neighbouring columns.
+        var oddColumns = dilation == 2 ? ((columns + 1) / 2) | 1 : 0;
+        var places = dilation == 2 ? oddColumns + columns / 2 : columns;
+        var rowStep = stride == 1 ? (places | 1) * Chunk : places * Chunk + 8;
+        return new(height, width, tileWidth, (TileRows - 1) * stride + reach, columns, rowStep, oddColumns);
     }
 
     /// <summary>Tiles of x, with windows of the output gradients (stride 2) that reach these.</summary>

@@ -21,12 +21,16 @@ struct alignas(4 * W) Floats {
 
 template <int W>
 PN_DEVICE Floats<W> load(const float* p) {
+  if constexpr (W == 4) return __builtin_bit_cast(Floats<W>, load4(p));
   return *reinterpret_cast<const Floats<W>*>(p);
 }
 
 template <int W>
 PN_DEVICE void store(float* p, const Floats<W>& v) {
-  *reinterpret_cast<Floats<W>*>(p) = v;
+  if constexpr (W == 4)
+    store4(p, __builtin_bit_cast(float4, v));
+  else
+    *reinterpret_cast<Floats<W>*>(p) = v;
 }
 
 template <int W>

@@ -29,7 +29,7 @@ public sealed class MemoryEfficiencyTests
         ["global_average_pool_forward"] = 1.1,
         ["global_average_pool_backward"] = 1.1,
         ["scaled_copy"] = 1.1,
-        ["sgd_step"] = 1.3,
+        ["sgd_step"] = 1.1,
         ["adam_step"] = 1.1,
         ["noise_normal"] = 1.1,
     };

@@ -54,12 +54,9 @@ public sealed record KernelBuffer(
         Role == (pass == KernelPass.Forward ? BufferRole.ForwardOutput : BufferRole.BackwardOutput);
 
     /// <summary>Bytes that the pass moves at least on a float32 backend: read, written, or both.</summary>
-    public long Bytes(KernelPass pass)
-    {
-        if (pass == KernelPass.Forward && Role == BufferRole.BackwardOutput || pass == KernelPass.Forward && Name is "g" or "coefficients")
-            return 0;
-        return (long)Count * ElementSize(4) * (IsOutput(pass) && Fill != null ? 2 : 1);
-    }
+    public long Bytes(KernelPass pass) => pass == KernelPass.Forward && Role == BufferRole.BackwardOutput
+        ? 0
+        : (long)Count * ElementSize(4) * (IsOutput(pass) && Fill != null ? 2 : 1);
 
     public int ElementSize(int real) => Kind switch
     {
@@ -108,7 +105,9 @@ public sealed class KernelCase(string operatorName, string shape)
     public double Flops(KernelPass pass) => pass == KernelPass.Forward ? ForwardFlops : BackwardFlops;
 
     /// <summary>Bytes that a pass must move at least on a float32 backend.</summary>
-    public long Bytes(KernelPass pass) => _buffers.Sum(buffer => buffer.Bytes(pass));
+    public long Bytes(KernelPass pass) => _buffers
+        .Where(buffer => pass == KernelPass.Backward || Backward == null || buffer.Name is not ("g" or "coefficients"))
+        .Sum(buffer => buffer.Bytes(pass));
 
     public IEnumerable<KernelPass> Passes()
     {

@@ -28,11 +28,12 @@ struct BatchNormCalls {
 
 }  // namespace pn
 
-// Grid: (groups of channels, variants, calls). A block's rows share the images. The mean is that of the means (all images have
-// the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan et al. 1983).
+// Grid: (groups of channels, variants, calls). A block's rows share the images. The mean is that of the means (all
+// images have the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan
+// et al. 1983).
 PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn::BatchNormCalls<pn_batch_norm_forward_args> l) {
   const pn_batch_norm_forward_args& a = l.calls[pn::block_index().z];
-  __shared__ double buffer[pn::kThreads];
+  __shared__ pn::Exchange<double, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const int64_t variant = pn::block_index().y;
   const bool inside = c < channels;
@@ -42,13 +43,13 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn::BatchNorm
     const int rows = pn::block_extent().y;
     for (int image = pn::thread_index().y; image < a.images && inside; image += rows)
       mean += double(statistics[int64_t(image) * 2 * channels]);
-    mean = pn::sum_rows(mean, buffer) / a.images;
+    mean = pn::sum_rows(mean, exchange) / a.images;
     for (int image = pn::thread_index().y; image < a.images && inside; image += rows) {
       const float* own = statistics + int64_t(image) * 2 * channels;
       const double distance = double(own[0]) - mean;
       squares += double(own[channels]) + a.pixels * (distance * distance);
     }
-    squares = pn::sum_rows(squares, buffer);
+    squares = pn::sum_rows(squares, exchange);
     variance = squares / (double(a.images) * a.pixels);
   } else if (inside) {
     mean = double(a.running_mean[c]);
@@ -72,7 +73,7 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn::BatchNorm
 // Grid: (groups of channels, 1, calls).
 PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn::BatchNormCalls<pn_batch_norm_backward_args> l) {
   const pn_batch_norm_backward_args& a = l.calls[pn::block_index().z];
-  __shared__ pn::Pair buffer[pn::kThreads];
+  __shared__ pn::Exchange<pn::Pair, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const bool inside = c < channels, batch_statistics = a.normalization && a.training;
   const double weight = a.weight ? double(*a.weight) : 1;
@@ -82,7 +83,7 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn::BatchNor
       const float* rows = a.gradient_sums + int64_t(image) * a.rows * channels + c;
       sums += {double(rows[0]), double(rows[int64_t(a.row) * channels])};
     }
-    sums = pn::sum_rows(sums, buffer);
+    sums = pn::sum_rows(sums, exchange);
     sums = {weight * sums.first, weight * sums.second};
   }
   if (!inside || pn::thread_index().y != 0) return;

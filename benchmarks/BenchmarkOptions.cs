@@ -1,7 +1,9 @@
 using System.Reflection;
 using CommandLine;
 using CommandLine.Text;
+using PerturbNas.Backends;
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Spaces;
 
 namespace PerturbNas.Benchmarks;
@@ -63,6 +65,9 @@ internal sealed class BenchmarkOptions
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Threads of both programs; 0: one per processor.")]
     public int Threads { get; set; }
 
+    [Option("device", Default = "cpu", MetaValue = "NAME", HelpText = "What ours runs on: cpu or cuda.")]
+    public string Device { get; set; } = "";
+
     [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
     public string Isa { get; set; } = "";
 
@@ -113,13 +118,16 @@ internal sealed class BenchmarkOptions
     internal int TimedRepeats => Repeats ?? 5;
 
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
-    public CpuBackend NewBackend(int? threads = null) => new(threads ?? Threads, Isa switch
+    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) : new CpuBackend(threads ?? Threads, Isa switch
     {
         "portable" => Backends.Cpu.Isa.Portable,
         "avx2" => Backends.Cpu.Isa.Avx2,
         "avx512" => Backends.Cpu.Isa.Avx512,
         _ => Backends.Cpu.Isa.Best,
     });
+
+    /// <summary>A backend's worker threads; those of the peer beside a CUDA device, whose host side has one.</summary>
+    public static int ThreadsOf(Backend backend) => backend is CpuBackend cpu ? cpu.Threads : 1;
 
     /// <summary>The options that the arguments stand for, checked; null if they ask for help, which has been printed.</summary>
     /// <exception cref="UserException">The arguments cannot be understood or used.</exception>
@@ -163,6 +171,7 @@ internal sealed class BenchmarkOptions
         if (Suite.Length == 0)
             throw new UserException($"No suite is given; {Help}.");
         RequireChoice("The suite", Suite, [.. _suites.Keys]);
+        RequireChoice("--device", Device, "cpu", "cuda");
         RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512");
         RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
         SearchSpace.Load(Space);

@@ -24,7 +24,7 @@ internal static class BusySuite
         {
             using var workloadBackend = options.NewBackend();
             using var workload = new Workload(size, workloadBackend);
-            using var peer = Peer.OfSupernet("search-step", mode, size, workloadBackend.Threads, workload);
+            using var peer = Peer.OfSupernet("search-step", mode, size, BenchmarkOptions.ThreadsOf(workloadBackend), workload);
             Compare($"PyTorch, {mode}", () => peer.Repeat().Seconds);
         }
         report.Table(["search step", "alone s", "min-max", "busy s", "min-max", "times slower", "in proportion"], rows);

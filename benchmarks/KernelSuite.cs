@@ -1,5 +1,4 @@
 using PerturbNas.Backends;
-using PerturbNas.Backends.Cpu;
 using PerturbNas.Tests.Kernels;
 
 namespace PerturbNas.Benchmarks;
@@ -38,10 +37,10 @@ internal static class KernelSuite
     {
         using var all = options.NewBackend();
         using var single = options.NewBackend(threads: 1);
-        List<(CpuBackend Backend, MachineLimits Limits)> backends = [(single, single.MeasureLimits())];
-        if (all.Threads > 1)
+        List<(Backend Backend, MachineLimits Limits)> backends = [(single, single.MeasureLimits())];
+        if (BenchmarkOptions.ThreadsOf(all) > 1)
             backends.Add((all, report.Limits));
-        var peers = Duel.Modes(options).Select(mode => new Peer("operators.py", mode, all.Threads)).ToList();
+        var peers = Duel.Modes(options).Select(mode => new Peer("operators.py", mode, BenchmarkOptions.ThreadsOf(all))).ToList();
         try
         {
             Measure(options, report, backends, peers);
@@ -52,7 +51,7 @@ internal static class KernelSuite
         }
     }
 
-    private static void Measure(BenchmarkOptions options, Report report, List<(CpuBackend Backend, MachineLimits Limits)> backends, List<Peer> peers)
+    private static void Measure(BenchmarkOptions options, Report report, List<(Backend Backend, MachineLimits Limits)> backends, List<Peer> peers)
     {
         var results = new List<Result>();
         foreach (var entry in Entries(options.Batch))
@@ -81,21 +80,29 @@ internal static class KernelSuite
             results.Select((result, i) => Row(result, result.Threads > 1 ? results[i - 1] : null)));
     }
 
-    private static Result Measure(int repeats, CaseMemory memory, Entry entry, KernelPass pass, string name, CpuBackend backend,
+    private static Result Measure(int repeats, CaseMemory memory, Entry entry, KernelPass pass, string name, Backend backend,
         MachineLimits limits, List<Peer> peers, Report report)
     {
         void Call() => memory.Call(pass, backend);
-        var calls = Timing.CallsThatLast(Call);
-        var duels = peers.ConvertAll(peer => (peer.Mode, Duel.Run(repeats, () => Timing.Repeat(calls, Call), calls, peer, report,
-            entry.Peer with { Pass = name })));
-        var seconds = (duels.Count > 0 ? duels[0].Item2.Ours : Timing.Measure(repeats, () => Timing.Repeat(calls, Call))).Per(calls);
+        var calls = Timing.CallsThatLast(() => Wait(backend, Call));
+        void Repeat() => Wait(backend, () => Timing.Repeat(calls, Call));
+        var duels = peers.ConvertAll(peer => (peer.Mode, Duel.Run(repeats, Repeat, calls, peer, report, entry.Peer with { Pass = name })));
+        var seconds = (duels.Count > 0 ? duels[0].Item2.Ours : Timing.Measure(repeats, Repeat)).Per(calls);
         var cost = entry.Case.Cost(pass);
         var scale = 1e-9 / seconds.Median;
-        return new Result(entry.Name, name, backend.Threads, seconds, scale * cost.Flops, scale * cost.Bytes,
+        return new Result(entry.Name, name, BenchmarkOptions.ThreadsOf(backend), seconds, scale * cost.Flops, scale * cost.Bytes,
             scale * cost.ProductFlops / limits.Gigaflops, scale * cost.Bytes / limits.GigabytesPerSecond)
         {
             Peers = duels.ToDictionary(duel => duel.Mode, duel => duel.Item2),
         };
+    }
+
+    // A device goes on by itself after its calls have returned.
+    private static void Wait(Backend backend, Action calls)
+    {
+        backend.BeginTiming();
+        calls();
+        _ = backend.EndTiming();
     }
 
     private static IReadOnlyList<string> Row(Result result, Result? single) =>
@@ -111,7 +118,7 @@ internal static class KernelSuite
     /// The share of the multiply-add limit that the supernet's depthwise-pointwise convolutions reach in their forward passes: all products over
     /// all time, and the least and the most of a single one.
     /// </summary>
-    public static Repeats FusedForwardShare(BenchmarkOptions options, CpuBackend backend, MachineLimits limits)
+    public static Repeats FusedForwardShare(BenchmarkOptions options, Backend backend, MachineLimits limits)
     {
         var shapes = from level in _levels.Take(SupernetLevels)
                      from kernel in new[] { 3, 5 }
@@ -123,8 +130,8 @@ internal static class KernelSuite
         {
             using var memory = new CaseMemory(shape, backend);
             void Call() => memory.Call(KernelPass.Forward, backend);
-            var calls = Timing.CallsThatLast(Call);
-            var time = Timing.Measure(options.TimedRepeats, () => Timing.Repeat(calls, Call)).Per(calls).Median;
+            var calls = Timing.CallsThatLast(() => Wait(backend, Call));
+            var time = Timing.Measure(options.TimedRepeats, () => Wait(backend, () => Timing.Repeat(calls, Call))).Per(calls).Median;
             var products = shape.Cost(KernelPass.Forward).ProductFlops;
             (flops, seconds) = (flops + products, seconds + time);
             shares.Add(products / time / 1e9 / limits.Gigaflops);
@@ -221,7 +228,7 @@ internal static class KernelSuite
         private readonly Dictionary<string, nint> _blocks = [];
         private readonly KernelAddresses _forward, _backward;
 
-        public CaseMemory(KernelCase kernelCase, CpuBackend backend)
+        public CaseMemory(KernelCase kernelCase, Backend backend)
         {
             (_case, _backend) = (kernelCase, backend);
             foreach (var buffer in kernelCase.Buffers)

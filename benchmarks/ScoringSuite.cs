@@ -24,7 +24,7 @@ internal static class ScoringSuite
             ScoreBothTypes(null);
         foreach (var mode in Duel.Modes(options))
         {
-            using var peer = Peer.OfSupernet("scoring", mode, size, backend.Threads, workload);
+            using var peer = Peer.OfSupernet("scoring", mode, size, BenchmarkOptions.ThreadsOf(backend), workload);
             Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
             ScoreBothTypes(peer);
         }

@@ -61,7 +61,7 @@ internal static class SearchStepSuite
         using var backend = options.NewBackend();
         using var workload = new Workload(size, backend);
         using var trainer = workload.NewTrainer();
-        using var peer = mode is null ? null : Peer.OfSupernet("search-step", mode, size, backend.Threads, workload);
+        using var peer = mode is null ? null : Peer.OfSupernet("search-step", mode, size, BenchmarkOptions.ThreadsOf(backend), workload);
         var firstLoss = workload.FirstLoss();
         if (peer is not null)
             Duel.RequireSameLoss("loss of the initial weights", firstLoss, peer.InitialLoss);

@@ -72,7 +72,7 @@ internal static class SelectionSuite
         File.WriteAllText(order, JsonSerializer.Serialize(OrderOf(decisions)));
         foreach (var mode in Duel.Modes(options))
         {
-            using var peer = new Peer("selection.py", mode, backend.Threads, ["--init", weights, "--order", order, "--batch", $"{options.Batch}",
+            using var peer = new Peer("selection.py", mode, BenchmarkOptions.ThreadsOf(backend), ["--init", weights, "--order", order, "--batch", $"{options.Batch}",
                 "--classes", $"{experiment.Train.Classes}", .. Peer.ArgumentsOf(WorkloadSize.Of(options))]);
             Duel.RequireSameLoss("loss of the searched weights", initialLoss, peer.InitialLoss);
             var duel = Duel.Run(repeats, () => Select(experiment, options), 1, peer, report);

@@ -73,7 +73,7 @@ internal static class TargetsSuite
     {
         using var backend = options.NewBackend();
         using var workload = new Workload(size, backend, options.Batches);
-        using var peer = options.Peer ? Peer.OfSupernet("scoring", "tuned", size, backend.Threads, workload) : null;
+        using var peer = options.Peer ? Peer.OfSupernet("scoring", "tuned", size, BenchmarkOptions.ThreadsOf(backend), workload) : null;
         if (peer is not null)
             Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
         return [.. Enum.GetValues<CellType>().Select(type => new Row(
@@ -96,7 +96,7 @@ internal static class TargetsSuite
         var evaluation = new MaskedEvaluation(network, experiment.Arena, experiment.Validation, c.Batch);
         var size = new WorkloadSize(network.Space.Name, c.Channels, c.Layers, c.Batch);
         using var workload = new Workload(size, backend);
-        using var peer = options.Peer ? Peer.OfSupernet("scoring", "tuned", size, backend.Threads, workload) : null;
+        using var peer = options.Peer ? Peer.OfSupernet("scoring", "tuned", size, BenchmarkOptions.ThreadsOf(backend), workload) : null;
         if (peer is not null)
             Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
         var (ratios, agreeing, decisions) = (new List<double>(), 0, 0);

@@ -54,7 +54,7 @@ public unsafe partial class CudaBackend : Backend
     /// <summary>"cuda" or "cuda-emulated".</summary>
     public override string Name { get; }
 
-    public override string Description => $"{Name} ({_context.Properties.Name}, {_context.Properties.MemoryBytes >> 20} MiB)";
+    public override string Description => $"{Name} ({_context.Properties.Name}, {_context.Properties.MemoryBytes >> 20} MiB{(Tf32 ? ", TF32" : "")})";
 
     /// <summary>Whether the device is emulated.</summary>
     public bool IsEmulated { get; }

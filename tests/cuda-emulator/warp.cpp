@@ -983,11 +983,14 @@ void load_from(Warp& w, Next i, const uint64_t* addresses) {
 #pragma GCC ivdep
       for (int lane = 0; lane < LANES; ++lane) d[k][lane] = D(values[lane * N + k]);
   } else {
-    for (uint32_t m = w.active; m; m &= m - 1) {
-      const int lane = std::countr_zero(m);
+    const auto load_lane = [&](int lane) {
       const T* const source = reinterpret_cast<const T*>(at.data + p.relative[lane]);
       for (int k = 0; k < N; ++k) d[k][lane] = D(source[k]);
-    }
+    };
+    if (w.active == ALL_LANES)
+      for (int lane = 0; lane < LANES; ++lane) load_lane(lane);
+    else
+      for (uint32_t m = w.active; m; m &= m - 1) load_lane(std::countr_zero(m));
   }
 }
 

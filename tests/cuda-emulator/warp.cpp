@@ -673,21 +673,29 @@ void define_conversions(const Definitions& define) {
 // --- Memory ---
 
 // Addresses of a warp instruction in one space, with the offset of the instruction added.
+inline bool fits(const Pattern& p, const Warp& w, const uint64_t* addresses) {
+  if (p.mask != w.active || p.kernel != w.worker->kernel->number) return false;
+  const uint64_t base = addresses[p.first];
+  uint64_t different = 0;
+  if (p.mask == ALL_LANES)
+    for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
+  else
+    for (int lane = 0; lane < LANES; ++lane)
+      different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
+  return !different;
+}
+
 template <uint32_t BYTES>
 inline const Pattern& pattern_of(Warp& w, Next i, const uint64_t* addresses) {
-  Pattern& p = w.worker->patterns[i->pattern];
-  if (p.mask == w.active) {
-    const uint64_t base = addresses[p.first];
-    uint64_t different = 0;
-    if (p.mask == ALL_LANES)
-      for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
-    else
-      for (int lane = 0; lane < LANES; ++lane)
-        different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
-    if (!different) return p;
+  Patterns& patterns = w.worker->patterns[i->pattern];
+  if (fits(patterns.pattern[patterns.latest], w, addresses)) return patterns.pattern[patterns.latest];
+  for (uint32_t other = 1; other < 4; ++other) {
+    const uint32_t k = (patterns.latest + other) % 4;
+    if (!fits(patterns.pattern[k], w, addresses)) continue;
+    patterns.latest = k;
+    return patterns.pattern[k];
   }
-  learn_pattern(p, addresses, w.active, BYTES);
-  return p;
+  return learn_pattern(patterns, addresses, w, BYTES);
 }
 
 template <class T>

@@ -61,8 +61,8 @@ internal sealed class Report : IDisposable
 
     public MachineLimits Limits { get; }
 
-    /// <summary>Share of the multiply-add limit that work reaches.</summary>
-    public double ShareOfLimit(double flops, double seconds) => flops / seconds / 1e9 / Limits.Gigaflops;
+    /// <summary>Share of the multiply-add limit that work with so many FLOPs in products reaches.</summary>
+    public double ShareOfFmaLimit(double productFlops, double seconds) => productFlops / seconds / 1e9 / Limits.Gigaflops;
 
     /// <summary>A remark for people, also kept in the file.</summary>
     public void Note(string note)

@@ -49,7 +49,7 @@ public sealed class MemoryEfficiencyTests
             run.Prepare(pass, TestBackends.GivenForwardOutputs(kernelCase, pass));
             foreach (var (kernel, counters) in CudaEmulator.Count(() => run.Call(pass)).Where(pair => MostTraffic.ContainsKey(pair.Key)))
             {
-                var traffic = (double)counters.TransferredBytes / kernelCase.Bytes(pass);
+                var traffic = (double)counters.TransferredBytes / kernelCase.Cost(pass).Bytes;
                 var found = $"{kernel}, {name}: efficiency {counters.GlobalEfficiency:0.00}, traffic {traffic:0.00}, conflicts {counters.ConflictShare:0.00}";
                 Assert.True(counters.GlobalEfficiency >= LeastEfficiency, found);
                 Assert.True(traffic <= MostTraffic[kernel], found);

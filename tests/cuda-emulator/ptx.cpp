@@ -1,6 +1,7 @@
 // From PTX text to decoded kernels: Reader splits the text, FunctionReader a kernel's body into statements, Decoder
 // turns these into instructions.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -1360,7 +1361,9 @@ class ModuleReader {
 
   void read_entry() {
     auto kernel = std::make_unique<Kernel>();
+    static std::atomic<uint64_t> kernels = 0;
     kernel->name = reader.word();
+    kernel->number = ++kernels;
     std::vector<PlacedVariable> parameters;
     if (reader.accept('(') && !reader.accept(')')) {
       do parameters.push_back(read_parameter(*kernel));

@@ -673,21 +673,29 @@ void define_conversions(const Definitions& define) {
 // --- Memory ---
 
 // Addresses of a warp instruction in one space, with the offset of the instruction added.
+inline bool fits(const Pattern& p, const Warp& w, const uint64_t* addresses) {
+  if (p.mask != w.active || p.kernel != w.worker->kernel->number) return false;
+  const uint64_t base = addresses[p.first];
+  uint64_t different = 0;
+  if (p.mask == ALL_LANES)
+    for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
+  else
+    for (int lane = 0; lane < LANES; ++lane)
+      different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
+  return !different;
+}
+
 template <uint32_t BYTES>
 inline const Pattern& pattern_of(Warp& w, Next i, const uint64_t* addresses) {
-  Pattern& p = w.worker->patterns[i->pattern];
-  if (p.mask == w.active) {
-    const uint64_t base = addresses[p.first];
-    uint64_t different = 0;
-    if (p.mask == ALL_LANES)
-      for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
-    else
-      for (int lane = 0; lane < LANES; ++lane)
-        different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
-    if (!different) return p;
+  Patterns& patterns = w.worker->patterns[i->pattern];
+  if (fits(patterns.pattern[patterns.latest], w, addresses)) return patterns.pattern[patterns.latest];
+  for (uint32_t other = 1; other < 4; ++other) {
+    const uint32_t k = (patterns.latest + other) % 4;
+    if (!fits(patterns.pattern[k], w, addresses)) continue;
+    patterns.latest = k;
+    return patterns.pattern[k];
   }
-  learn_pattern(p, addresses, w.active, BYTES);
-  return p;
+  return learn_pattern(patterns, addresses, w, BYTES);
 }
 
 template <class T>
@@ -983,11 +991,14 @@ void load_from(Warp& w, Next i, const uint64_t* addresses) {
 #pragma GCC ivdep
       for (int lane = 0; lane < LANES; ++lane) d[k][lane] = D(values[lane * N + k]);
   } else {
-    for (uint32_t m = w.active; m; m &= m - 1) {
-      const int lane = std::countr_zero(m);
+    const auto load_lane = [&](int lane) {
       const T* const source = reinterpret_cast<const T*>(at.data + p.relative[lane]);
       for (int k = 0; k < N; ++k) d[k][lane] = D(source[k]);
-    }
+    };
+    if (w.active == ALL_LANES)
+      for (int lane = 0; lane < LANES; ++lane) load_lane(lane);
+    else
+      for (uint32_t m = w.active; m; m &= m - 1) load_lane(std::countr_zero(m));
   }
 }
 

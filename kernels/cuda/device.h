@@ -140,6 +140,15 @@ PN_DEVICE float4 make4(float x, float y, float z, float w) {
 }
 PN_DEVICE float4 zero4() { return make4(0.0f, 0.0f, 0.0f, 0.0f); }
 PN_DEVICE float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+// The same from shared memory, where the compiler would rather take elements one by one.
+PN_DEVICE float4 load4_shared(const float* p) {
+  float x, y, z, w;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x), "=f"(y), "=f"(z), "=f"(w)
+               : "r"(shared_address(p))
+               : "memory");
+  return make4(x, y, z, w);
+}
 PN_DEVICE void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
 PN_DEVICE bool is_aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 // sum += a * b, element by element.

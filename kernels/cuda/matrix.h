@@ -379,9 +379,8 @@ struct WeightGradient {
     const int t = thread_index().x, place = t % columns, q = place / (columns / 4);
     const float* d = gradient + place % (columns / 4) * 4;
     const int threads = block_extent().x;
-#pragma unroll 2
     for (int p = t / columns; p < threads; p += threads / columns) {
-      const float4 x = load4(tile + tile_offset(p + (p >> row_shift), q)), v = load4(d + p * columns);
+      const float4 x = load4(tile + tile_offset(p + (p >> row_shift), q)), v = load4_shared(d + p * columns);
       const float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int i = 0; i < 4; i++)

@@ -32,6 +32,15 @@ Stored<T>* lanes(Warp& w, uint32_t offset) {
   return reinterpret_cast<Stored<T>*>(w.registers + offset);
 }
 
+// A table instead of a shift: it becomes vector code.
+struct LaneBits {
+  alignas(64) uint32_t bit[LANES];
+  constexpr LaneBits() : bit() {
+    for (int lane = 0; lane < LANES; ++lane) bit[lane] = 1u << lane;
+  }
+};
+constexpr LaneBits LANE;
+
 uint32_t predicate(Warp& w, uint32_t offset) {
   const uint32_t mask = *reinterpret_cast<uint32_t*>(w.registers + (offset & ~NEGATED));
   return offset & NEGATED ? ~mask : mask;
@@ -49,7 +58,7 @@ struct Source<bool> {
   using Value = bool;
   uint32_t mask;
   Source(Warp& w, uint32_t offset) : mask(predicate(w, offset)) {}
-  bool operator[](int lane) const { return mask >> lane & 1; }
+  bool operator[](int lane) const { return mask & LANE.bit[lane]; }
 };
 // d[lane] = f(lane) for the active lanes; f is also evaluated for the others.
 template <class D, class F>
@@ -66,7 +75,7 @@ inline void write(Warp& w, uint32_t offset, F f) {
   for (int lane = 0; lane < LANES; ++lane) value[lane] = S(f(lane));
   const uint32_t active = w.active;
 #pragma GCC ivdep
-  for (int lane = 0; lane < LANES; ++lane) d[lane] = active >> lane & 1 ? value[lane] : d[lane];
+  for (int lane = 0; lane < LANES; ++lane) d[lane] = active & LANE.bit[lane] ? value[lane] : d[lane];
 }
 
 template <class F>
@@ -315,6 +324,17 @@ struct Saturating {
   }
 };
 
+template <class F>
+Next combine_predicates(Warp& w, Next i) {
+  write_predicate(w, i->operand[0], F{}(predicate(w, i->operand[1]), predicate(w, i->operand[2])));
+  return i + 1;
+}
+template <bool NOT>
+Next move_predicate(Warp& w, Next i) {
+  write_predicate(w, i->operand[0], predicate(w, i->operand[1] ^ uint32_t(NOT)));
+  return i + 1;
+}
+
 void define_integers(const Definitions& define) {
   const auto for_type = [&]<class T>(T) {
     const char* const t = type_name<T>;
@@ -388,11 +408,12 @@ void define_integers(const Definitions& define) {
   for_bits(uint16_t(), "b16");
   for_bits(uint32_t(), "b32");
   for_bits(uint64_t(), "b64");
-  define.operation<bool, bool, bool>("and.pred", [](bool a, bool b) { return a & b; });
-  define.operation<bool, bool, bool>("or.pred", [](bool a, bool b) { return a | b; });
-  define.operation<bool, bool, bool>("xor.pred", [](bool a, bool b) { return a ^ b; });
-  define.operation<bool, bool>("not.pred", [](bool a) { return !a; });
-  define.operation<bool, bool>("mov.pred", [](bool a) { return a; });
+  const auto combination = [&]<class F>(const char* name, F) { define.table.add(name, "ppp", combine_predicates<F>); };
+  combination("and.pred", [](uint32_t a, uint32_t b) { return a & b; });
+  combination("or.pred", [](uint32_t a, uint32_t b) { return a | b; });
+  combination("xor.pred", [](uint32_t a, uint32_t b) { return a ^ b; });
+  define.table.add("not.pred", "pp", move_predicate<true>);
+  define.table.add("mov.pred", "pp", move_predicate<false>);
 
   using U = uint32_t;
   define.operation<U, U, U, U>("shf.l.wrap.b32",

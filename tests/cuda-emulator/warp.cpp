@@ -233,20 +233,18 @@ T shift_right(T a, uint32_t n) {
     return n >= BITS<T> ? 0 : T(a >> n);
 }
 
+// Bits past the top, and past the length, are the field's sign.
 template <class T>
 T bit_field(T a, uint32_t position, uint32_t length) {
+  using U = Unsigned<T>;
   position &= 255;
   length &= 255;
-  const int top = BITS<T> - 1;
-  T result = 0;
-  bool sign = false;
-  if constexpr (std::is_signed_v<T>) sign = length != 0 && (a >> std::min<uint32_t>(position + length - 1, top) & 1);
-  const Unsigned<T> shifted = shift_right(Unsigned<T>(a), position);
-  const Unsigned<T> mask = length > uint32_t(top) ? ~Unsigned<T>(0) : (Unsigned<T>(1) << length) - 1;
-  result = T(shifted & mask);
-  return sign ? T(Unsigned<T>(result) | ~mask |
-                  (position > uint32_t(top) ? mask : shift_left(~Unsigned<T>(0), std::max(0, top + 1 - int(position)))))
-              : result;
+  const uint32_t top = BITS<T> - 1;
+  const U mask = length > top ? ~U(0) : (U(1) << length) - 1;
+  const U field = shift_right(U(a), position) & mask;
+  const uint32_t sign = position + length - 1 < top ? position + length - 1 : top;
+  const bool negative = std::is_signed_v<T> && length != 0 && (a >> sign & 1);
+  return T(negative ? field | ~mask | ~shift_right(~U(0), position) : field);
 }
 
 template <class T>
@@ -1306,7 +1304,6 @@ void define_atomics(const Definitions& define) {
 // Operands: shared address, global address, count of bytes that are read (the rest is zero).
 template <uint32_t BYTES>
 Next copy_async(Warp& w, Next i) {
-  Worker& k = *w.worker;
   const uint64_t *const targets = lanes<uint64_t>(w, i->operand[0]), *const sources = lanes<uint64_t>(w, i->operand[1]);
   const uint32_t* const read = lanes<uint32_t>(w, i->operand[2]);
   PendingCopy& copy = add_copy(w);
@@ -1350,7 +1347,6 @@ Next copy_async(Warp& w, Next i) {
     copy.target[lane] = uint32_t(first + p.relative[lane]);
     copy.group[lane] = w.committed_groups[lane];
   }
-  (void)k;
   return i + 1;
 }
 

@@ -339,7 +339,6 @@ int launch_kernel(Driver& d, void* handle, Extent grid, Extent block, size_t sha
       block.x > 1024 || block.y > 1024 || block.z > 64 || threads > 1024 || threads > uint64_t(kernel.max_threads))
     return INVALID_VALUE;
   if (kernel.shared_bytes + shared > d.max_shared() || shared > function->max_dynamic_shared) return INVALID_VALUE;
-  if (uint64_t(estimated_registers(kernel)) * threads > 65536 && kernel.max_threads < 0) return LAUNCH_OUT_OF_RESOURCES;
   Launch work{grid, block, shared, std::vector<uint8_t>(kernel.parameter_bytes)};
   if (parameters) {
     for (size_t p = 0; p < kernel.parameter_offsets.size(); ++p)

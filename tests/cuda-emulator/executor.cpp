@@ -457,7 +457,8 @@ void fail_access(const Warp& w, const Instruction* i, Space space, const uint64_
       if (state == COPY_PENDING)
         report("asynchronous copy", address + byte, ", where an asynchronous copy has not been waited for");
       if (!write && state == UNWRITTEN)
-        report("uninitialised read", address + byte, ", whose bytes were never written");
+        report("uninitialised read", address + byte,
+               space == Space::SHARED ? ", which no thread has written yet" : ", whose bytes were never written");
     }
   }
   fail(w, i, -1, "out of bounds", (what + " whose addresses lie too far apart").c_str());

@@ -32,6 +32,15 @@ Stored<T>* lanes(Warp& w, uint32_t offset) {
   return reinterpret_cast<Stored<T>*>(w.registers + offset);
 }
 
+// A table instead of a shift: it becomes vector code.
+struct LaneBits {
+  alignas(64) uint32_t bit[LANES];
+  constexpr LaneBits() : bit() {
+    for (int lane = 0; lane < LANES; ++lane) bit[lane] = 1u << lane;
+  }
+};
+constexpr LaneBits LANE;
+
 uint32_t predicate(Warp& w, uint32_t offset) {
   const uint32_t mask = *reinterpret_cast<uint32_t*>(w.registers + (offset & ~NEGATED));
   return offset & NEGATED ? ~mask : mask;
@@ -49,7 +58,7 @@ struct Source<bool> {
   using Value = bool;
   uint32_t mask;
   Source(Warp& w, uint32_t offset) : mask(predicate(w, offset)) {}
-  bool operator[](int lane) const { return mask >> lane & 1; }
+  bool operator[](int lane) const { return mask & LANE.bit[lane]; }
 };
 // d[lane] = f(lane) for the active lanes; f is also evaluated for the others.
 template <class D, class F>
@@ -66,7 +75,7 @@ inline void write(Warp& w, uint32_t offset, F f) {
   for (int lane = 0; lane < LANES; ++lane) value[lane] = S(f(lane));
   const uint32_t active = w.active;
 #pragma GCC ivdep
-  for (int lane = 0; lane < LANES; ++lane) d[lane] = active >> lane & 1 ? value[lane] : d[lane];
+  for (int lane = 0; lane < LANES; ++lane) d[lane] = active & LANE.bit[lane] ? value[lane] : d[lane];
 }
 
 template <class F>
@@ -224,20 +233,18 @@ T shift_right(T a, uint32_t n) {
     return n >= BITS<T> ? 0 : T(a >> n);
 }
 
+// Bits past the top, and past the length, are the field's sign.
 template <class T>
 T bit_field(T a, uint32_t position, uint32_t length) {
+  using U = Unsigned<T>;
   position &= 255;
   length &= 255;
-  const int top = BITS<T> - 1;
-  T result = 0;
-  bool sign = false;
-  if constexpr (std::is_signed_v<T>) sign = length != 0 && (a >> std::min<uint32_t>(position + length - 1, top) & 1);
-  const Unsigned<T> shifted = shift_right(Unsigned<T>(a), position);
-  const Unsigned<T> mask = length > uint32_t(top) ? ~Unsigned<T>(0) : (Unsigned<T>(1) << length) - 1;
-  result = T(shifted & mask);
-  return sign ? T(Unsigned<T>(result) | ~mask |
-                  (position > uint32_t(top) ? mask : shift_left(~Unsigned<T>(0), std::max(0, top + 1 - int(position)))))
-              : result;
+  const uint32_t top = BITS<T> - 1;
+  const U mask = length > top ? ~U(0) : (U(1) << length) - 1;
+  const U field = shift_right(U(a), position) & mask;
+  const uint32_t sign = position + length - 1 < top ? position + length - 1 : top;
+  const bool negative = std::is_signed_v<T> && length != 0 && (a >> sign & 1);
+  return T(negative ? field | ~mask | ~shift_right(~U(0), position) : field);
 }
 
 template <class T>
@@ -315,6 +322,17 @@ struct Saturating {
   }
 };
 
+template <class F>
+Next combine_predicates(Warp& w, Next i) {
+  write_predicate(w, i->operand[0], F{}(predicate(w, i->operand[1]), predicate(w, i->operand[2])));
+  return i + 1;
+}
+template <bool NOT>
+Next move_predicate(Warp& w, Next i) {
+  write_predicate(w, i->operand[0], predicate(w, i->operand[1] ^ uint32_t(NOT)));
+  return i + 1;
+}
+
 void define_integers(const Definitions& define) {
   const auto for_type = [&]<class T>(T) {
     const char* const t = type_name<T>;
@@ -388,11 +406,12 @@ void define_integers(const Definitions& define) {
   for_bits(uint16_t(), "b16");
   for_bits(uint32_t(), "b32");
   for_bits(uint64_t(), "b64");
-  define.operation<bool, bool, bool>("and.pred", [](bool a, bool b) { return a & b; });
-  define.operation<bool, bool, bool>("or.pred", [](bool a, bool b) { return a | b; });
-  define.operation<bool, bool, bool>("xor.pred", [](bool a, bool b) { return a ^ b; });
-  define.operation<bool, bool>("not.pred", [](bool a) { return !a; });
-  define.operation<bool, bool>("mov.pred", [](bool a) { return a; });
+  const auto combination = [&]<class F>(const char* name, F) { define.table.add(name, "ppp", combine_predicates<F>); };
+  combination("and.pred", [](uint32_t a, uint32_t b) { return a & b; });
+  combination("or.pred", [](uint32_t a, uint32_t b) { return a | b; });
+  combination("xor.pred", [](uint32_t a, uint32_t b) { return a ^ b; });
+  define.table.add("not.pred", "pp", move_predicate<true>);
+  define.table.add("mov.pred", "pp", move_predicate<false>);
 
   using U = uint32_t;
   define.operation<U, U, U, U>("shf.l.wrap.b32",
@@ -1285,7 +1304,6 @@ void define_atomics(const Definitions& define) {
 // Operands: shared address, global address, count of bytes that are read (the rest is zero).
 template <uint32_t BYTES>
 Next copy_async(Warp& w, Next i) {
-  Worker& k = *w.worker;
   const uint64_t *const targets = lanes<uint64_t>(w, i->operand[0]), *const sources = lanes<uint64_t>(w, i->operand[1]);
   const uint32_t* const read = lanes<uint32_t>(w, i->operand[2]);
   PendingCopy& copy = add_copy(w);
@@ -1329,7 +1347,6 @@ Next copy_async(Warp& w, Next i) {
     copy.target[lane] = uint32_t(first + p.relative[lane]);
     copy.group[lane] = w.committed_groups[lane];
   }
-  (void)k;
   return i + 1;
 }
 

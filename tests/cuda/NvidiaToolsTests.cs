@@ -1,7 +1,6 @@
 using System.Reflection;
 using System.Runtime.InteropServices;
 using PerturbNas.Backends.Cuda;
-using PerturbNas.Tests.Cli;
 using PerturbNas.Tests.Kernels;
 
 namespace PerturbNas.Tests.Cuda;
@@ -25,8 +24,8 @@ public sealed class NvidiaToolsTests
         {
             var kernels = NvidiaTools.Assemble(resource, architecture).Kernels;
             Assert.NotEmpty(kernels);
-            Assert.All(kernels, kernel => Assert.True(
-                kernel.Value.StackBytes == 0, $"{kernel.Key} has {kernel.Value.StackBytes} bytes of local memory on sm_{architecture}"));
+            foreach (var (name, kernel) in kernels)
+                Assert.True(kernel.StackBytes == 0, $"{name} has {kernel.StackBytes} bytes of local memory on sm_{architecture}");
         }
     }
 
@@ -87,7 +86,7 @@ public sealed class NvidiaToolsTests
         var library = NativeLibrary.Load(Path.Combine(NvidiaTools.LibraryFolder, "libcuda.so.1"));
         try
         {
-            Assert.Empty(names.Where(name => !NativeLibrary.TryGetExport(library, name, out _)));
+            Assert.All(names, name => Assert.True(NativeLibrary.TryGetExport(library, name, out _), $"libcuda.so.1 exports no {name}"));
         }
         finally
         {
@@ -100,7 +99,7 @@ public sealed class NvidiaToolsTests
     {
         if (CudaDevice.MayExist)
             return;
-        var (exitCode, output, error) = CommandLine.Run(
+        var (exitCode, output, error) = Cli.CommandLine.Run(
             ["quickstart", "--device", "cuda"], new() { ["LD_LIBRARY_PATH"] = NvidiaTools.LibraryFolder });
         Assert.Equal("", output);
         Assert.Matches(@"^perturbnas: [^\n]*CUDA_ERROR_NO_DEVICE[^\n]*--device cpu\.\n$", error);

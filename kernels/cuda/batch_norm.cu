@@ -7,6 +7,7 @@ namespace pn {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kCalls = 56;  // what the arguments of a launch have room for
 
 struct Pair {
   double first, second;
@@ -19,12 +20,20 @@ struct Pair {
 
 }  // namespace
 
+// Calls of the same extents that do not need one another: a launch of its own would be longer than the work.
+template <class Arguments>
+struct BatchNormCalls {
+  Arguments calls[kCalls];
+};
+
 }  // namespace pn
 
-// Grid: (groups of channels, variants). A block's rows share the images. The mean is that of the means (all images have
-// the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan et al. 1983).
-PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn_batch_norm_forward_args a) {
-  __shared__ double buffer[pn::kThreads];
+// Grid: (groups of channels, variants, calls). A block's rows share the images. The mean is that of the means (all
+// images have the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan
+// et al. 1983).
+PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn::BatchNormCalls<pn_batch_norm_forward_args> l) {
+  const pn_batch_norm_forward_args& a = l.calls[pn::block_index().z];
+  __shared__ pn::Exchange<double, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const int64_t variant = pn::block_index().y;
   const bool inside = c < channels;
@@ -34,13 +43,13 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn_batch_norm
     const int rows = pn::block_extent().y;
     for (int image = pn::thread_index().y; image < a.images && inside; image += rows)
       mean += double(statistics[int64_t(image) * 2 * channels]);
-    mean = pn::sum_rows(mean, buffer) / a.images;
+    mean = pn::sum_rows(mean, exchange) / a.images;
     for (int image = pn::thread_index().y; image < a.images && inside; image += rows) {
       const float* own = statistics + int64_t(image) * 2 * channels;
       const double distance = double(own[0]) - mean;
       squares += double(own[channels]) + a.pixels * (distance * distance);
     }
-    squares = pn::sum_rows(squares, buffer);
+    squares = pn::sum_rows(squares, exchange);
     variance = squares / (double(a.images) * a.pixels);
   } else if (inside) {
     mean = double(a.running_mean[c]);
@@ -61,9 +70,10 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn_batch_norm
   }
 }
 
-// Grid: (groups of channels).
-PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn_batch_norm_backward_args a) {
-  __shared__ pn::Pair buffer[pn::kThreads];
+// Grid: (groups of channels, 1, calls).
+PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn::BatchNormCalls<pn_batch_norm_backward_args> l) {
+  const pn_batch_norm_backward_args& a = l.calls[pn::block_index().z];
+  __shared__ pn::Exchange<pn::Pair, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const bool inside = c < channels, batch_statistics = a.normalization && a.training;
   const double weight = a.weight ? double(*a.weight) : 1;
@@ -73,7 +83,7 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn_batch_nor
       const float* rows = a.gradient_sums + int64_t(image) * a.rows * channels + c;
       sums += {double(rows[0]), double(rows[int64_t(a.row) * channels])};
     }
-    sums = pn::sum_rows(sums, buffer);
+    sums = pn::sum_rows(sums, exchange);
     sums = {weight * sums.first, weight * sums.second};
   }
   if (!inside || pn::thread_index().y != 0) return;

@@ -21,29 +21,23 @@ struct alignas(4 * W) Floats {
 
 template <int W>
 PN_DEVICE Floats<W> load(const float* p) {
+  if constexpr (W == 4) return __builtin_bit_cast(Floats<W>, load4(p));
   return *reinterpret_cast<const Floats<W>*>(p);
 }
 
 template <int W>
 PN_DEVICE void store(float* p, const Floats<W>& v) {
-  *reinterpret_cast<Floats<W>*>(p) = v;
-}
-
-// The first n of the W floats; the others are zero and are not touched.
-template <int W>
-PN_DEVICE Floats<W> load_partial(const float* p, int64_t n) {
-  if (n >= W) return load<W>(p);
-  Floats<W> v{};
-  for (int i = 0; i < W - 1; i++)
-    if (i < n) v[i] = p[i];
-  return v;
+  if constexpr (W == 4)
+    store4(p, __builtin_bit_cast(float4, v));
+  else
+    *reinterpret_cast<Floats<W>*>(p) = v;
 }
 
 template <int W>
-PN_DEVICE void store_partial(float* p, const Floats<W>& v, int64_t n) {
-  if (n >= W) return store<W>(p, v);
-  for (int i = 0; i < W - 1; i++)
-    if (i < n) p[i] = v[i];
+PN_DEVICE void store(float* p, const float (&v)[W]) {
+  Floats<W> floats;
+  for (int i = 0; i < W; i++) floats[i] = v[i];
+  store<W>(p, floats);
 }
 
 template <int W>
@@ -59,28 +53,54 @@ PN_DEVICE int first_channel(int group) {
   return (group * block_extent().x + thread_index().x) * W;
 }
 
+// Values of all threads of a block in shared memory: word by word, so that neighbouring threads use neighbouring banks.
+template <class T, int Threads>
+class Exchange {
+ public:
+  PN_DEVICE_METHOD void put(int thread, const T& value) {
+    const Words words = __builtin_bit_cast(Words, value);
+    for (int i = 0; i < kWords; i++) words_[i][thread] = words.x[i];
+  }
+
+  PN_DEVICE_METHOD T get(int thread) const {
+    Words words;
+    for (int i = 0; i < kWords; i++) words.x[i] = words_[i][thread];
+    return __builtin_bit_cast(T, words);
+  }
+
+ private:
+  static constexpr int kWords = sizeof(T) / 4;
+  struct Words {
+    uint32_t x[kWords];
+  };
+  uint32_t words_[kWords][Threads];
+};
+
 // Combines the values of the block's rows, for every unit of channels by itself, in an order that depends on the
-// block's extent alone, and gives the result to all threads. `buffer` has one element a thread.
-template <class T, class Combine>
-PN_DEVICE T combine_rows(T value, T* buffer, Combine combine) {
+// block's extent alone, and gives the result to all threads.
+template <class T, int Threads, class Combine>
+PN_DEVICE T combine_rows(T value, Exchange<T, Threads>& exchange, Combine combine) {
   const Index thread = thread_index(), extent = block_extent();
-  T* own = buffer + thread.y * extent.x + thread.x;
-  *own = value;
+  const int own = thread.y * extent.x + thread.x;
+  exchange.put(own, value);
   for (int rows = extent.y; rows > 1;) {
     const int half = (rows + 1) / 2;
     barrier();
-    if (thread.y + half < rows) *own = value = combine(value, own[half * extent.x]);
+    if (thread.y + half < rows) {
+      value = combine(value, exchange.get(own + half * extent.x));
+      exchange.put(own, value);
+    }
     rows = half;
   }
   barrier();
-  const T result = buffer[thread.x];
-  barrier();  // the buffer may now be used again
+  const T result = exchange.get(thread.x);
+  barrier();  // the memory may now be used again
   return result;
 }
 
-template <class T>
-PN_DEVICE T sum_rows(const T& value, T* buffer) {
-  return combine_rows(value, buffer, [](T a, const T& b) {
+template <class T, int Threads>
+PN_DEVICE T sum_rows(const T& value, Exchange<T, Threads>& exchange) {
+  return combine_rows(value, exchange, [](T a, const T& b) {
     a += b;
     return a;
   });
@@ -88,9 +108,8 @@ PN_DEVICE T sum_rows(const T& value, T* buffer) {
 
 // Count, mean, and sum of squared deviations from the mean.
 template <int W>
-struct alignas(4 * W) Moments {
-  Floats<W> mean, squares;
-  float count;
+struct Moments {
+  float mean[W], squares[W], count;
 };
 
 // Chan et al. 1983.

@@ -16,7 +16,8 @@ struct GlobalAveragePool {
 };
 
 template <int W>
-PN_DEVICE void forward(const GlobalAveragePool& a, Floats<W>* buffer) {
+PN_DEVICE void forward(const GlobalAveragePool& a) {
+  __shared__ Exchange<Floats<W>, kThreads> exchange;
   const pn_part& part = a.parts[block_index().z];
   const int c = first_channel<W>(block_index().y), pixels = a.call.pixels;
   const int64_t image = block_index().x;
@@ -26,7 +27,7 @@ PN_DEVICE void forward(const GlobalAveragePool& a, Floats<W>* buffer) {
     const float* x = part.x + own * pixels * part.channels + c;
     for (int p = thread_index().y; p < pixels; p += block_extent().y) sum += load<W>(x + int64_t(p) * part.channels);
   }
-  sum = sum_rows(sum, buffer);
+  sum = sum_rows(sum, exchange);
   if (thread_index().y != 0 || c >= part.channels) return;
   for (int i = 0; i < W; i++) sum[i] /= float(pixels);
   store<W>(a.call.out + image * a.channels + a.first[block_index().z] + c, sum);
@@ -53,11 +54,10 @@ PN_DEVICE void backward(const GlobalAveragePool& a) {
 }  // namespace pn
 
 PN_KERNEL __launch_bounds__(pn::kThreads) global_average_pool_forward(const pn::GlobalAveragePool a) {
-  __shared__ pn::Floats<4> buffer[pn::kThreads];
   if (a.unit == 4)
-    pn::forward<4>(a, buffer);
+    pn::forward<4>(a);
   else
-    pn::forward<1>(a, reinterpret_cast<pn::Floats<1>*>(buffer));
+    pn::forward<1>(a);
 }
 
 PN_KERNEL __launch_bounds__(pn::kThreads) global_average_pool_backward(const pn::GlobalAveragePool a) {

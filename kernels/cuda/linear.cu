@@ -22,7 +22,7 @@ struct RowSums {
 
 // Grid: (blocks of kRows rows, groups of output channels). The rows of threads share the input channels.
 PN_KERNEL __launch_bounds__(pn::kThreads) linear_forward(const pn_linear a) {
-  __shared__ pn::RowSums buffer[pn::kThreads];
+  __shared__ pn::Exchange<pn::RowSums, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().y);
   const int begin = pn::block_index().x * pn::kRows;
   pn::RowSums sums{};
@@ -31,7 +31,7 @@ PN_KERNEL __launch_bounds__(pn::kThreads) linear_forward(const pn_linear a) {
     for (int r = 0; r < pn::kRows; r++)
       if (begin + r < a.rows) sums.sum[r] += a.x[int64_t(begin + r) * a.in_channels + k] * weight;
   }
-  sums = pn::sum_rows(sums, buffer);
+  sums = pn::sum_rows(sums, exchange);
   if (pn::thread_index().y != 0 || c >= a.out_channels) return;
   for (int r = 0; r < pn::kRows; r++)
     if (begin + r < a.rows) a.out[int64_t(begin + r) * a.out_channels + c] = sums.sum[r] + a.bias[c];

@@ -49,7 +49,8 @@ PN_DEVICE void load_transposed_weights(float* weights, const float* source, int 
   const bool aligned = ((step | rows) & 3) == 0 && is_aligned16(source);
 #pragma unroll 1
   for (int i = fresh_thread_index(); i < kColumns * kDepth / 4; i += block_extent().x) {
-    const int column = i / (kDepth / 4), k = i % (kDepth / 4) * 4;
+    // A warp takes 16 columns and two neighbouring quads, a whole sector, of each.
+    const int column = (i >> 1) % kColumns, k = ((i >> 1) / kColumns * 2 + (i & 1)) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
     const float4 v = load_channels(source + int64_t(column) * step + k, column < columns ? rows - k : 0, aligned);
     to[0] = v.x;

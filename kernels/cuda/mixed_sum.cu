@@ -98,7 +98,8 @@ struct Sums {
 
 // Grid: (images, groups of channels, groups of terms).
 template <int W>
-PN_DEVICE void backward(const MixedSum& launch, Sums<W>* buffer) {
+PN_DEVICE void backward(const MixedSum& launch) {
+  __shared__ Exchange<Sums<W>, kThreads> exchange;
   const pn_mixed_sum& a = launch.call;
   const int c = first_channel<W>(block_index().y), channels = a.channels;
   const int first = block_index().z * kGroup;
@@ -124,7 +125,7 @@ PN_DEVICE void backward(const MixedSum& launch, Sums<W>* buffer) {
       }
     }
   }
-  sums = sum_rows(sums, buffer);
+  sums = sum_rows(sums, exchange);
   if (thread_index().y != 0 || c >= channels) return;
   float* rows = a.gradient_sums + image * (1 + a.term_count) * channels + c;
   if (first == 0) store<W>(rows, sums.g);
@@ -140,7 +141,7 @@ PN_DEVICE void backward(const MixedSum& launch, Sums<W>* buffer) {
 
 // The sum of g * n over everything, for one term, from the sums of the images:
 // n = scale * y + shift = scale / inverse_deviation * yhat + shift + scale * mean.
-PN_DEVICE double weight_gradient(const MixedSum& launch, int t, double* buffer) {
+PN_DEVICE double weight_gradient(const MixedSum& launch, int t, Exchange<double, kThreads>& exchange) {
   const pn_mixed_sum& a = launch.call;
   const int channels = a.channels;
   const float* normalization = launch.terms[t].normalization;
@@ -157,7 +158,7 @@ PN_DEVICE double weight_gradient(const MixedSum& launch, int t, double* buffer) 
     }
     total += product;
   }
-  return sum_rows(total, buffer);
+  return sum_rows(total, exchange);
 }
 
 }  // namespace
@@ -179,22 +180,21 @@ PN_KERNEL __launch_bounds__(pn::kThreads, 2) mixed_sum_forward_variants(const pn
 }
 
 PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_backward(const pn::MixedSum a) {
-  __shared__ pn::Sums<4> buffer[pn::kThreads];
   if (a.unit == 4)
-    pn::backward<4>(a, buffer);
+    pn::backward<4>(a);
   else
-    pn::backward<1>(a, reinterpret_cast<pn::Sums<1>*>(buffer));
+    pn::backward<1>(a);
 }
 
 // Grid: the terms. Terms may share an element of the weight gradients: the first of them adds for all, in their order.
 PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_weight_gradients(const pn::MixedSum a) {
-  __shared__ double buffer[pn::kThreads];
+  __shared__ pn::Exchange<double, pn::kThreads> exchange;
   const int first = pn::block_index().x, index = a.terms[first].weight_index;
   for (int t = 0; t < first; t++)
     if (a.terms[t].weight_index == index) return;
   for (int t = first; t < a.call.term_count; t++) {
     if (a.terms[t].weight_index != index) continue;
-    const double gradient = pn::weight_gradient(a, t, buffer);
+    const double gradient = pn::weight_gradient(a, t, exchange);
     if (pn::thread_index().y == 0) a.call.weight_gradients[index] += float(gradient);
   }
 }

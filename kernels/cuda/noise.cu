@@ -53,8 +53,8 @@ PN_KERNEL __launch_bounds__(pn::kThreads) noise_normal(const pn::Noise a) {
   pn::normal_pair(words.x[0], words.x[1], values.x);
   pn::normal_pair(words.x[2], words.x[3], values.x + 2);
   float* out = a.call.out + 4 * index;
-  if (a.unit == 4)
-    pn::store_partial<4>(out, values, a.call.count - 4 * index);
+  if (a.unit == 4 && 4 * index + 4 <= a.call.count)
+    pn::store<4>(out, values);
   else
     for (int i = 0; i < 4; i++)
       if (4 * index + i < a.call.count) out[i] = values[i];

@@ -78,7 +78,8 @@ PN_DEVICE void load_positions(const uint8_t* p, int* position) {
 // Grid: (variants * images, groups of channels). A block has all pixels of its image and channels, so that the
 // statistics need no second pass.
 template <bool Max, int W>
-PN_DEVICE void forward(const pn_pool& a, Moments<W>* buffer) {
+PN_DEVICE void forward(const pn_pool& a) {
+  __shared__ Exchange<Moments<W>, kForwardThreads> exchange;
   const int c = first_channel<W>(block_index().y), rows = block_extent().y;
   const int out_height = out_extent(a.height, a.stride), out_width = out_extent(a.width, a.stride);
   const int64_t image = block_index().x, out = image * out_height * out_width * a.channels + c;
@@ -119,7 +120,7 @@ PN_DEVICE void forward(const pn_pool& a, Moments<W>* buffer) {
   }
   if (!a.statistics) return;
   const Moments<W> moments = combine_rows(
-      sums.moments(), buffer, [](const Moments<W>& first, const Moments<W>& second) { return merge(first, second); });
+      sums.moments(), exchange, [](const Moments<W>& first, const Moments<W>& second) { return merge(first, second); });
   if (thread_index().y == 0 && c < a.channels) {
     float* mean = a.statistics + image * 2 * a.channels + c;
     store<W>(mean, moments.mean);
@@ -128,11 +129,11 @@ PN_DEVICE void forward(const pn_pool& a, Moments<W>* buffer) {
 }
 
 template <bool Max>
-PN_DEVICE void forward(const Pool& a, void* buffer) {
+PN_DEVICE void forward(const Pool& a) {
   if (a.unit == 4)
-    forward<Max, 4>(a.call, static_cast<Moments<4>*>(buffer));
+    forward<Max, 4>(a.call);
   else
-    forward<Max, 1>(a.call, static_cast<Moments<1>*>(buffer));
+    forward<Max, 1>(a.call);
 }
 
 // Grid: (images, groups of channels, blocks of (strip, column)).
@@ -204,15 +205,9 @@ PN_DEVICE void backward(const Pool& a) {
 
 }  // namespace pn
 
-PN_KERNEL __launch_bounds__(pn::kForwardThreads) max_pool_3x3_forward(const pn::Pool a) {
-  __shared__ pn::Moments<4> buffer[pn::kForwardThreads];
-  pn::forward<true>(a, buffer);
-}
+PN_KERNEL __launch_bounds__(pn::kForwardThreads) max_pool_3x3_forward(const pn::Pool a) { pn::forward<true>(a); }
 
-PN_KERNEL __launch_bounds__(pn::kForwardThreads) avg_pool_3x3_forward(const pn::Pool a) {
-  __shared__ pn::Moments<4> buffer[pn::kForwardThreads];
-  pn::forward<false>(a, buffer);
-}
+PN_KERNEL __launch_bounds__(pn::kForwardThreads) avg_pool_3x3_forward(const pn::Pool a) { pn::forward<false>(a); }
 
 PN_KERNEL __launch_bounds__(256) max_pool_3x3_backward(const pn::Pool a) { pn::backward<true>(a); }
 

@@ -46,12 +46,21 @@ struct alignas(64) Instruction {
     const Instruction** targets; /* indexed branch: as many as `immediate` says */
   };
   uint32_t line;
-  uint32_t pattern; /* memory access: index of its Pattern; branch: index of its block */
+  uint32_t pattern; /* memory access: index of its Patterns; branch: index of its block */
 };
+
+/*
+ * Shared-memory races. Every word (or byte) keeps who last wrote it and who last read it: tick << 12 | flags | thread.
+ * The tick advances at every barrier and __syncwarp of the block, so an access was before the last barrier if its tick
+ * is less than the barrier's. `other_reader` is the last one of another warp than `reader`'s.
+ */
+constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THREAD_MASK = (1 << 10) - 1,
+                   MAX_TICK = (1u << 20) - 1;
 
 /* How a memory instruction's addresses lie relative to each other: in a loop they mostly stay as they are, so that what
  * follows from them is worked out once. */
 struct Pattern {
+  uint64_t kernel;         /* Kernel::number: it is one of that kernel */
   int64_t relative[LANES]; /* to the first active lane */
   uint32_t mask;
   int32_t first; /* lane */
@@ -59,8 +68,23 @@ struct Pattern {
   bool aligned;    /* all `relative` are multiples of the access size */
   bool contiguous; /* all lanes are active and lane i's address is i access sizes past lane 0's */
   bool uniform;    /* all active lanes have the same address */
+  bool shared;     /* some active lanes have the same address */
   uint8_t wavefronts;
   uint8_t sectors[32]; /* by the first address modulo 32; 0: not known yet */
+  /* The accesses in order of their addresses, as stretches without gaps. */
+  struct Run {
+    int64_t start; /* relative to the first active lane */
+    uint32_t bytes, word;
+  } runs[LANES];
+  uint32_t run_count;
+  /* By 4-byte word of the runs: the lane that accesses it, with MANY_LANES if it is not the only one. */
+  uint16_t owners[LANES * 4];
+};
+
+/* The patterns that an instruction had last: warps, and rounds of a loop, may take turns. */
+struct Patterns {
+  uint32_t latest;
+  Pattern pattern[4];
 };
 
 /* What fills a register before a warp starts. */
@@ -113,6 +137,7 @@ struct PlacedVariable {
 
 struct Kernel {
   std::string name;
+  uint64_t number = 0; /* from 1, of all kernels that were ever decoded */
   std::vector<Instruction> code;
   std::vector<std::unique_ptr<uint32_t[]>> operand_lists;
   std::vector<std::unique_ptr<const Instruction*[]>> target_lists;
@@ -169,14 +194,6 @@ struct Warp {
   Way ways[2 * LANES + 8];
 };
 
-/*
- * Shared-memory races. Every word (or byte) keeps who last wrote it and who last read it: tick << 12 | flags | thread.
- * The tick advances at every barrier and __syncwarp of the block, so an access was before the last barrier if its tick
- * is less than the barrier's. `other_reader` is the last one of another warp than `reader`'s.
- */
-constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THREAD_MASK = (1 << 10) - 1,
-                   MAX_TICK = (1u << 20) - 1;
-
 /* One host thread that runs thread blocks of one launch. */
 struct Worker {
   const Kernel* kernel;
@@ -198,7 +215,7 @@ struct Worker {
   Warp* warps;
   uint32_t warp_count, thread_count;
   uint64_t *block_runs, *block_lanes;
-  Pattern* patterns;
+  Patterns* patterns;
   Counters counters;
 };
 
@@ -214,7 +231,7 @@ enum class Space : uint8_t { GLOBAL, SHARED, LOCAL, PARAMETER };
 /* An access of `bytes` by `lane` at a shared address conflicts with the one in `tag`. */
 [[noreturn]] void fail_race(const Warp&, const Instruction*, int lane, uint64_t address, uint32_t bytes,
                             const char* action, const char* earlier, uint32_t tag);
-void learn_pattern(Pattern&, const uint64_t* addresses, uint32_t active, uint32_t bytes);
+const Pattern& learn_pattern(Patterns&, const uint64_t* addresses, const Warp&, uint32_t bytes);
 uint32_t count_sectors(const Pattern&, uint64_t first_address);
 PendingCopy& add_copy(Warp&);
 /* The tick after this one, for a barrier or __syncwarp. */

@@ -37,10 +37,6 @@ uint32_t predicate(Warp& w, uint32_t offset) {
   return offset & NEGATED ? ~mask : mask;
 }
 
-// A type of at most 32 bits in a 64-bit register.
-template <class T>
-struct Wide {};
-
 template <class T>
 struct Source {
   using Value = T;
@@ -55,14 +51,6 @@ struct Source<bool> {
   Source(Warp& w, uint32_t offset) : mask(predicate(w, offset)) {}
   bool operator[](int lane) const { return mask >> lane & 1; }
 };
-template <class T>
-struct Source<Wide<T>> {
-  using Value = T;
-  const uint64_t* values;
-  Source(Warp& w, uint32_t offset) : values(lanes<uint64_t>(w, offset)) {}
-  T operator[](int lane) const { return T(values[lane]); }
-};
-
 // d[lane] = f(lane) for the active lanes; f is also evaluated for the others.
 template <class D, class F>
 inline void write(Warp& w, uint32_t offset, F f) {
@@ -109,23 +97,40 @@ template <class T>
 struct Letter {
   static constexpr char value = std::is_same_v<T, bool> ? 'p' : sizeof(T) == 8 ? 'd' : 'r';
 };
-template <class T>
-struct Letter<Wide<T>> {
-  static constexpr char value = 'd';
-};
-
-template <class D, class F, class... A>
-Next compute(Warp& w, Next i) {
-  [&]<size_t... K>(std::index_sequence<K...>) {
-    const std::tuple sources{Source<A>(w, i->operand[K + 1])...};
-    const auto f = [&](int lane) { return F{}(std::get<K>(sources)[lane]...); };
-    if constexpr (std::is_same_v<D, bool>)
-      write_predicate(w, i->operand[0], mask_of(f));
-    else
-      write<D>(w, i->operand[0], f);
-  }
-  (std::index_sequence_for<A...>{});
+// f has copies of its sources, so that the compiler sees that writing results does not change them.
+template <class D, class F>
+inline Next compute_lanes(Warp& w, Next i, F f) {
+  if constexpr (std::is_same_v<D, bool>)
+    write_predicate(w, i->operand[0], mask_of(f));
+  else
+    write<D>(w, i->operand[0], f);
   return i + 1;
+}
+template <class D, class F, class A>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane]); });
+}
+template <class D, class F, class A, class B>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane]); });
+}
+template <class D, class F, class A, class B, class C>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  const Source<C> c(w, i->operand[3]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane], c[lane]); });
+}
+template <class D, class F, class A, class B, class C, class E>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  const Source<C> c(w, i->operand[3]);
+  const Source<E> e(w, i->operand[4]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane], c[lane], e[lane]); });
 }
 
 // The table and the instruction set's name for a spelling that is put together.
@@ -515,31 +520,17 @@ void define_floats(const Definitions& define) {
 
 // --- Comparisons ---
 
-constexpr const char* COMBINATIONS[] = {"and", "or", "xor"};
-
-// With the result of a comparison, its complement, and a third predicate: operands d, complement, a, b, c.
-template <class T, class F>
-Next compare_and_combine(Warp& w, Next i) {
-  const Source<T> a(w, i->operand[2]), b(w, i->operand[3]);
-  const uint32_t c = predicate(w, i->operand[4]);
-  const uint32_t mask = mask_of([&](int lane) { return F{}(a[lane], b[lane]); });
-  const auto combine = [&](uint32_t m) { return i->immediate == 0 ? m & c : i->immediate == 1 ? m | c : m ^ c; };
-  write_predicate(w, i->operand[0], combine(mask));
-  write_predicate(w, i->operand[1], combine(~mask));
-  return i + 1;
-}
-
 template <class T, class F>
 void define_comparison(const Definitions& define, const char* comparison, const char* t, F) {
   define.operation<bool, T, T>(Spelling("setp.%s.%s", comparison, t), F{});
-  const char operands[] = {'p', 'p', Letter<T>::value, Letter<T>::value, 'p', 0};
-  define.table.add(Spelling("setp.combine.%s.%s", comparison, t), operands, compare_and_combine<T, F>);
-  define.operation<uint32_t, T, T>(Spelling("set.%s.u32.%s", comparison, t),
-                                   [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
-  define.operation<uint32_t, T, T>(Spelling("set.%s.s32.%s", comparison, t),
-                                   [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
-  define.operation<float, T, T>(Spelling("set.%s.f32.%s", comparison, t),
-                                [](T a, T b) { return F{}(a, b) ? 1.0f : 0.0f; });
+  if constexpr (sizeof(T) == 4) {
+    define.operation<uint32_t, T, T>(Spelling("set.%s.u32.%s", comparison, t),
+                                     [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
+    define.operation<uint32_t, T, T>(Spelling("set.%s.s32.%s", comparison, t),
+                                     [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
+    define.operation<float, T, T>(Spelling("set.%s.f32.%s", comparison, t),
+                                  [](T a, T b) { return F{}(a, b) ? 1.0f : 0.0f; });
+  }
 }
 
 template <class T>
@@ -622,23 +613,8 @@ D clamp_integer(S x) {
 template <class D, class S>
 void define_integer_conversion(const Definitions& define) {
   const char *const to = type_name<D>, *const from = type_name<S>;
-  const auto convert = [](S a) { return D(a); };
-  define.operation<D, S>(Spelling("cvt.%s.%s", to, from), convert);
+  define.operation<D, S>(Spelling("cvt.%s.%s", to, from), [](S a) { return D(a); });
   define.operation<D, S>(Spelling("cvt.sat.%s.%s", to, from), [](S a) { return clamp_integer<D>(a); });
-  // Registers may be wider than the types.
-  if constexpr (sizeof(S) < 8) {
-    define.table.add(Spelling("cvt.%s.%s:%cd", to, from, Letter<D>::value), "", compute<D, decltype(convert), Wide<S>>);
-    if constexpr (sizeof(D) < 8) {
-      using E = std::conditional_t<std::is_signed_v<D>, int64_t, uint64_t>;
-      const auto extend = [](S a) { return E(D(a)); };
-      define.table.add(Spelling("cvt.%s.%s:dd", to, from), "", compute<E, decltype(extend), Wide<S>>);
-    }
-  }
-  if constexpr (sizeof(D) < 8) {
-    using E = std::conditional_t<std::is_signed_v<D>, int64_t, uint64_t>;
-    const auto extend = [](S a) { return E(D(a)); };
-    define.table.add(Spelling("cvt.%s.%s:d%c", to, from, Letter<S>::value), "", compute<E, decltype(extend), S>);
-  }
 }
 
 template <class I>
@@ -697,21 +673,29 @@ void define_conversions(const Definitions& define) {
 // --- Memory ---
 
 // Addresses of a warp instruction in one space, with the offset of the instruction added.
+inline bool fits(const Pattern& p, const Warp& w, const uint64_t* addresses) {
+  if (p.mask != w.active || p.kernel != w.worker->kernel->number) return false;
+  const uint64_t base = addresses[p.first];
+  uint64_t different = 0;
+  if (p.mask == ALL_LANES)
+    for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
+  else
+    for (int lane = 0; lane < LANES; ++lane)
+      different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
+  return !different;
+}
+
 template <uint32_t BYTES>
 inline const Pattern& pattern_of(Warp& w, Next i, const uint64_t* addresses) {
-  Pattern& p = w.worker->patterns[i->pattern];
-  if (p.mask == w.active) {
-    const uint64_t base = addresses[p.first];
-    uint64_t different = 0;
-    if (p.mask == ALL_LANES)
-      for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
-    else
-      for (int lane = 0; lane < LANES; ++lane)
-        different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
-    if (!different) return p;
+  Patterns& patterns = w.worker->patterns[i->pattern];
+  if (fits(patterns.pattern[patterns.latest], w, addresses)) return patterns.pattern[patterns.latest];
+  for (uint32_t other = 1; other < 4; ++other) {
+    const uint32_t k = (patterns.latest + other) % 4;
+    if (!fits(patterns.pattern[k], w, addresses)) continue;
+    patterns.latest = k;
+    return patterns.pattern[k];
   }
-  learn_pattern(p, addresses, w.active, BYTES);
-  return p;
+  return learn_pattern(patterns, addresses, w, BYTES);
 }
 
 template <class T>
@@ -786,67 +770,124 @@ inline void count_access(Warp& w, const Pattern& p, uint64_t first, bool is_load
   }
 }
 
-// Is the access in `tag` one of another thread, not separated from this warp's by a barrier?
-inline bool races(const Warp& w, uint32_t tag, uint32_t thread) {
-  const bool same_warp = (tag & THREAD_MASK) >> 5 == w.index;
-  const uint32_t since = same_warp ? w.synchronised : w.worker->block_synchronised;
-  return tag >> TICK_SHIFT >= since && !(same_warp && (tag & (THREAD_MASK | MANY_LANES)) == thread);
+// Vectors of words, for the marks of shared memory; their owners have half as many bits.
+typedef uint32_t Vector16 __attribute__((vector_size(64)));
+typedef uint16_t Halves16 __attribute__((vector_size(32)));
+typedef uint32_t Vector4 __attribute__((vector_size(16)));
+typedef uint16_t Halves4 __attribute__((vector_size(8)));
+
+template <class V, class H>
+struct Words {
+  using Vector = V;
+  static V load(const uint32_t* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(uint32_t* p, V v) { memcpy(p, &v, sizeof v); }
+  static V widen(const uint16_t* p) {
+    H h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, V);
+  }
+  static bool any(V v) {
+    uint64_t parts[sizeof v / 8], bits = 0;
+    memcpy(parts, &v, sizeof v);
+    for (const uint64_t part : parts) bits |= part;
+    return bits;
+  }
+};
+using Words16 = Words<Vector16, Halves16>;
+using Words4 = Words<Vector4, Halves4>;
+struct Words1 {
+  using Vector = uint32_t;
+  static uint32_t load(const uint32_t* p) { return *p; }
+  static void store(uint32_t* p, uint32_t v) { *p = v; }
+  static uint32_t widen(const uint16_t* p) { return *p; }
+  static bool any(uint32_t v) { return v; }
+};
+
+// Ones where the condition holds, for vectors and for single words.
+template <class V, class C>
+inline V where(C condition) {
+  if constexpr (std::is_same_v<V, uint32_t>)
+    return condition ? ~0u : 0u;
+  else
+    return V(condition);
+}
+template <class V>
+inline V choose(V mask, V a, V b) {
+  return (mask & a) | (~mask & b);
 }
 
-inline void note_reader(const Warp& w, uint32_t tag_index, uint32_t thread, uint32_t flags) {
-  Worker& k = *w.worker;
-  const uint32_t before = k.reader[tag_index];
-  const uint32_t mine = k.tick << TICK_SHIFT | flags | thread;
-  const bool same_warp = (before & THREAD_MASK) >> 5 == w.index;
-  const bool since = before >> TICK_SHIFT >= w.synchronised;
-  const uint32_t many = since && (before & (THREAD_MASK | MANY_LANES)) != thread ? uint32_t(MANY_LANES) : 0;
-  k.other_reader[tag_index] = same_warp ? k.other_reader[tag_index] : before;
-  k.reader[tag_index] = same_warp ? mine | many : mine;
+// A warp's place among the accesses to shared memory.
+struct Place {
+  uint32_t warp, thread, now, since, block_since;
+  explicit Place(const Warp& w)
+      : warp(w.index),
+        thread(w.first_thread),
+        now(w.worker->tick << TICK_SHIFT),
+        since(w.synchronised),
+        block_since(w.worker->block_synchronised) {}
+
+  template <class V>
+  V is_own_warp(V tag) const {
+    return where<V>((tag & THREAD_MASK) >> 5 == warp);
+  }
+  // Is the access in `tag` one of another thread than `me`, not separated from it by a barrier?
+  template <class V>
+  V races(V tag, V me) const {
+    const V limit = choose<V>(is_own_warp(tag), V{} + since, V{} + block_since);
+    return where<V>(tag >> TICK_SHIFT >= limit) & where<V>((tag & (THREAD_MASK | MANY_LANES)) != me);
+  }
+};
+
+// Calls f(Words, index) for pieces of a stretch of words.
+template <class F>
+inline void by_words(uint32_t count, F f) {
+  uint32_t k = 0;
+  for (; k + 16 <= count; k += 16) f(Words16(), k);
+  for (; k + 4 <= count; k += 4) f(Words4(), k);
+  for (; k < count; ++k) f(Words1(), k);
+}
+
+// Notes a reader of words; true: it races with a writer.
+template <class W>
+inline bool note_readers(const Worker& k, const Place& place, uint32_t index, typename W::Vector me) {
+  using V = typename W::Vector;
+  const V raced = place.races<V>(W::load(k.writer + index), me);
+  const V before = W::load(k.reader + index), own = place.is_own_warp(before);
+  const V others =
+      own & where<V>(before >> TICK_SHIFT >= place.since) & where<V>((before & (THREAD_MASK | MANY_LANES)) != me);
+  W::store(k.other_reader + index, choose<V>(own, W::load(k.other_reader + index), before));
+  W::store(k.reader + index, place.now | me | (others & MANY_LANES));
+  return W::any(raced);
 }
 
 // Shared memory: a read races with an earlier write.
 template <uint32_t BYTES>
 inline void check_read(Warp& w, Next i, const Pattern& p, uint64_t first) {
-  Worker& k = *w.worker;
-  const uint32_t shift = k.tag_shift, tags = BYTES >> shift ? BYTES >> shift : 1;
-  const uint32_t start = uint32_t(first) >> shift;
-  if (p.contiguous && BYTES == tags << 2) {
-    constexpr uint32_t WORDS = BYTES / 4 ? BYTES / 4 : 1;
-    const uint32_t *const writer = k.writer + start, index = w.index, since = w.synchronised,
-                          block_since = k.block_synchronised, thread = w.first_thread;
-    uint32_t *const reader = k.reader + start, *const other = k.other_reader + start;
-    const uint32_t now = k.tick << TICK_SHIFT;
-    uint32_t raced = 0;
-#pragma GCC ivdep
-    for (uint32_t j = 0; j < LANES * WORDS; ++j) {
-      const uint32_t me = thread + j / WORDS, tag = writer[j], before = reader[j];
-      const bool same = (tag & THREAD_MASK) >> 5 == index;
-      const bool mine = (tag & (THREAD_MASK | MANY_LANES)) == me;
-      raced |= uint32_t(tag >> TICK_SHIFT >= (same ? since : block_since)) & uint32_t(!mine);
-      const bool same_reader = (before & THREAD_MASK) >> 5 == index;
-      const bool many = before >> TICK_SHIFT >= since && (before & (THREAD_MASK | MANY_LANES)) != me;
-      other[j] = same_reader ? other[j] : before;
-      reader[j] = now | me | (same_reader && many ? uint32_t(MANY_LANES) : 0);
-    }
-    if (!raced) return;
-  } else if (p.uniform) {
-    const uint32_t thread = w.first_thread + p.first;
-    const bool alone = std::has_single_bit(w.active);
+  const Worker& k = *w.worker;
+  const Place place(w);
+  if (BYTES >= 4 && k.tag_shift == 2) {
     bool raced = false;
-    for (uint32_t j = 0; j < tags; ++j) {
-      raced |= races(w, k.writer[start + j], alone ? thread : ALL_LANES);
-      note_reader(w, start + j, thread, alone ? 0 : MANY_LANES);
+    for (uint32_t r = 0; r < p.run_count; ++r) {
+      const uint32_t index = uint32_t(first + uint64_t(p.runs[r].start)) >> 2;
+      const uint16_t* const owners = p.owners + p.runs[r].word;
+      by_words(p.runs[r].bytes >> 2, [&]<class W>(W, uint32_t word) {
+        raced |= note_readers<W>(k, place, index + word, W::widen(owners + word) + place.thread);
+      });
     }
     if (!raced) return;
   }
+  const uint32_t tags = BYTES >> k.tag_shift ? BYTES >> k.tag_shift : 1;
   for (uint32_t m = w.active; m; m &= m - 1) {
     const int lane = std::countr_zero(m);
-    const uint64_t address = first + p.relative[lane];
+    const uint64_t address = first + uint64_t(p.relative[lane]);
     for (uint32_t j = 0; j < tags; ++j) {
-      const uint32_t tag_index = uint32_t(address >> shift) + j;
-      if (races(w, k.writer[tag_index], w.first_thread + lane))
-        fail_race(w, i, lane, address, BYTES, "reads", "wrote", k.writer[tag_index]);
-      note_reader(w, tag_index, w.first_thread + lane, 0);
+      const uint32_t index = uint32_t(address >> k.tag_shift) + j;
+      if (note_readers<Words1>(k, place, index, place.thread + uint32_t(lane)))
+        fail_race(w, i, lane, address, BYTES, "reads", "wrote", k.writer[index]);
     }
   }
 }
@@ -854,46 +895,70 @@ inline void check_read(Warp& w, Next i, const Pattern& p, uint64_t first) {
 // A write races with an earlier write or read; atomic ones do not race with each other.
 template <uint32_t BYTES>
 inline void check_write(Warp& w, Next i, const Pattern& p, uint64_t first, bool atomic = false) {
-  Worker& k = *w.worker;
-  const uint32_t shift = k.tag_shift, tags = BYTES >> shift ? BYTES >> shift : 1;
-  if (p.contiguous && BYTES == tags << 2) {
-    constexpr uint32_t WORDS = BYTES / 4 ? BYTES / 4 : 1;
-    const uint32_t start = uint32_t(first) >> shift;
-    const uint32_t index = w.index, since = w.synchronised, block_since = k.block_synchronised, thread = w.first_thread;
-    const uint32_t *const reader = k.reader + start, *const other = k.other_reader + start;
-    uint32_t* const writer = k.writer + start;
-    const auto raced_with = [&](uint32_t tag, uint32_t me) {
-      const bool same = (tag & THREAD_MASK) >> 5 == index;
-      return uint32_t(tag >> TICK_SHIFT >= (same ? since : block_since)) &
-             uint32_t((tag & (THREAD_MASK | MANY_LANES)) != me);
-    };
-    uint32_t raced = 0;
-    for (uint32_t j = 0; j < LANES * WORDS; ++j) {
-      const uint32_t me = thread + j / WORDS;
-      raced |= raced_with(writer[j], me) | raced_with(reader[j], me) | raced_with(other[j], me);
+  const Worker& k = *w.worker;
+  const Place place(w);
+  if (BYTES >= 4 && k.tag_shift == 2 && !p.shared && !atomic) {
+    bool raced = false;
+    for (uint32_t r = 0; r < p.run_count; ++r) {
+      const uint32_t index = uint32_t(first + uint64_t(p.runs[r].start)) >> 2;
+      const uint16_t* const owners = p.owners + p.runs[r].word;
+      by_words(p.runs[r].bytes >> 2, [&]<class W>(W, uint32_t word) {
+        using V = typename W::Vector;
+        const V me = W::widen(owners + word) + place.thread;
+        raced |= W::any(place.races<V>(W::load(k.writer + index + word), me) |
+                        place.races<V>(W::load(k.reader + index + word), me) |
+                        place.races<V>(W::load(k.other_reader + index + word), me));
+      });
     }
-    if (!raced && !atomic) {
-      const uint32_t now = k.tick << TICK_SHIFT;
-      for (uint32_t j = 0; j < LANES * WORDS; ++j) writer[j] = now | (thread + j / WORDS);
+    if (!raced) {
+      for (uint32_t r = 0; r < p.run_count; ++r) {
+        const uint32_t index = uint32_t(first + uint64_t(p.runs[r].start)) >> 2;
+        const uint16_t* const owners = p.owners + p.runs[r].word;
+        by_words(p.runs[r].bytes >> 2, [&]<class W>(W, uint32_t word) {
+          W::store(k.writer + index + word, (W::widen(owners + word) + place.thread) | place.now);
+        });
+      }
       return;
     }
   }
+  const uint32_t tags = BYTES >> k.tag_shift ? BYTES >> k.tag_shift : 1;
   for (uint32_t m = w.active; m; m &= m - 1) {
     const int lane = std::countr_zero(m);
-    const uint64_t address = first + p.relative[lane];
-    const uint32_t thread = w.first_thread + lane;
+    const uint64_t address = first + uint64_t(p.relative[lane]);
+    const uint32_t me = place.thread + uint32_t(lane);
     for (uint32_t j = 0; j < tags; ++j) {
-      const uint32_t tag_index = uint32_t(address >> shift) + j;
-      const uint32_t earlier = k.writer[tag_index];
-      if (!(atomic && earlier & ATOMIC) && races(w, earlier, thread))
+      const uint32_t index = uint32_t(address >> k.tag_shift) + j;
+      const uint32_t earlier = k.writer[index];
+      if (!(atomic && earlier & ATOMIC) && place.races(earlier, me))
         fail_race(w, i, lane, address, BYTES, "writes", "wrote", earlier);
-      if (races(w, k.reader[tag_index], thread))
-        fail_race(w, i, lane, address, BYTES, "writes", "read", k.reader[tag_index]);
-      if (races(w, k.other_reader[tag_index], thread))
-        fail_race(w, i, lane, address, BYTES, "writes", "read", k.other_reader[tag_index]);
-      k.writer[tag_index] = k.tick << TICK_SHIFT | (atomic ? uint32_t(ATOMIC) : 0) | thread;
+      for (const uint32_t reader : {k.reader[index], k.other_reader[index]})
+        if (place.races(reader, me)) fail_race(w, i, lane, address, BYTES, "writes", "read", reader);
+      k.writer[index] = place.now | (atomic ? uint32_t(ATOMIC) : 0) | me;
     }
   }
+}
+
+// Are all bytes of the access WRITTEN?
+template <uint32_t BYTES>
+inline bool is_written(const Pattern& p, const uint8_t* state) {
+  if (p.contiguous) return all_written<BYTES * LANES>(state);
+  bool written = true;
+  for (uint32_t r = 0; r < p.run_count; ++r) {
+    const uint8_t* const s = state + p.runs[r].start;
+    for (uint32_t byte = 0; byte < p.runs[r].bytes; byte += BYTES) written &= all_written<BYTES>(s + byte);
+  }
+  return written;
+}
+
+// The values of four lanes, one lane after another, as four registers' values of these lanes, and back.
+typedef uint32_t Four __attribute__((vector_size(16), aligned(4)));
+inline void transpose(Four& a, Four& b, Four& c, Four& d) {
+  const Four ab = __builtin_shuffle(a, b, Four{0, 4, 1, 5}), cd = __builtin_shuffle(c, d, Four{0, 4, 1, 5});
+  const Four ab2 = __builtin_shuffle(a, b, Four{2, 6, 3, 7}), cd2 = __builtin_shuffle(c, d, Four{2, 6, 3, 7});
+  a = __builtin_shuffle(ab, cd, Four{0, 1, 4, 5});
+  b = __builtin_shuffle(ab, cd, Four{2, 3, 6, 7});
+  c = __builtin_shuffle(ab2, cd2, Four{0, 1, 4, 5});
+  d = __builtin_shuffle(ab2, cd2, Four{2, 3, 6, 7});
 }
 
 template <Space SPACE, class T, int N, class D>
@@ -905,35 +970,35 @@ void load_from(Warp& w, Next i, const uint64_t* addresses) {
   if (!at.data) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
   if constexpr (SPACE == Space::SHARED) check_read<BYTES>(w, i, p, first);
   count_access<SPACE, BYTES>(w, p, first, true);
+  if (!is_written<BYTES>(p, at.state)) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
+  // The destination may be the address register: no address is read from here on.
+  D* d[N];
+  for (int k = 0; k < N; ++k) d[k] = lanes<D>(w, i->operand[k]);
   const T* const values = reinterpret_cast<const T*>(at.data);
-  if (p.contiguous) {
-    if (!all_written<BYTES * LANES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
-    D* d[N];
-    for (int k = 0; k < N; ++k) d[k] = lanes<D>(w, i->operand[k]);
-    for (int k = 0; k < N; ++k)
-#pragma GCC ivdep
-      for (int lane = 0; lane < LANES; ++lane) d[k][lane] = D(values[lane * N + k]);
-  } else if (p.uniform) {
-    if (!all_written<BYTES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
+  if (p.uniform) {
     D value[N];
     for (int k = 0; k < N; ++k) value[k] = D(values[k]);
     for (int k = 0; k < N; ++k) write<D>(w, i->operand[k], [v = value[k]](int) { return v; });
+  } else if (N == 4 && sizeof(T) == 4 && sizeof(D) == 4 && w.active == ALL_LANES) {
+    for (int lane = 0; lane < LANES; lane += 4) {
+      Four v[4];
+      for (int k = 0; k < 4; ++k) memcpy(&v[k], at.data + p.relative[lane + k], sizeof v[k]);
+      transpose(v[0], v[1], v[2], v[3]);
+      for (int k = 0; k < 4; ++k) memcpy(d[k % N] + lane, &v[k], sizeof v[k]);
+    }
+  } else if (p.contiguous) {
+    for (int k = 0; k < N; ++k)
+#pragma GCC ivdep
+      for (int lane = 0; lane < LANES; ++lane) d[k][lane] = D(values[lane * N + k]);
   } else {
-    bool written = true;
-    D* d[N];
-    for (int k = 0; k < N; ++k) d[k] = lanes<D>(w, i->operand[k]);
-    // The destination may be the address register, so that no address is read after a value is written.
-    const int64_t* const relative = p.relative;
-    for (uint32_t m = w.active; m; m &= m - 1) {
-      const int lane = std::countr_zero(m);
-      written &= all_written<BYTES>(at.state + relative[lane]);
-    }
-    if (!written) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
-    for (uint32_t m = w.active; m; m &= m - 1) {
-      const int lane = std::countr_zero(m);
-      const T* const source = reinterpret_cast<const T*>(at.data + relative[lane]);
+    const auto load_lane = [&](int lane) {
+      const T* const source = reinterpret_cast<const T*>(at.data + p.relative[lane]);
       for (int k = 0; k < N; ++k) d[k][lane] = D(source[k]);
-    }
+    };
+    if (w.active == ALL_LANES)
+      for (int lane = 0; lane < LANES; ++lane) load_lane(lane);
+    else
+      for (uint32_t m = w.active; m; m &= m - 1) load_lane(std::countr_zero(m));
   }
 }
 
@@ -948,7 +1013,16 @@ void store_to(Warp& w, Next i, const uint64_t* addresses) {
   count_access<SPACE, BYTES>(w, p, first, false);
   const A* a[N];
   for (int k = 0; k < N; ++k) a[k] = lanes<A>(w, i->operand[k + 1]);
-  if (p.contiguous) {
+  if (N == 4 && sizeof(T) == 4 && sizeof(A) == 4 && p.contiguous) {
+    if (!all_writable<BYTES * LANES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
+    for (int lane = 0; lane < LANES; lane += 4) {
+      Four v[4];
+      for (int k = 0; k < 4; ++k) memcpy(&v[k], a[k % N] + lane, sizeof v[k]);
+      transpose(v[0], v[1], v[2], v[3]);
+      memcpy(at.data + lane * BYTES, v, sizeof v);
+    }
+    memset(at.state, WRITTEN, BYTES * LANES);
+  } else if (p.contiguous) {
     if (!all_writable<BYTES * LANES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
     T* const values = reinterpret_cast<T*>(at.data);
     for (int k = 0; k < N; ++k)

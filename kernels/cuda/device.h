@@ -140,7 +140,15 @@ PN_DEVICE float4 make4(float x, float y, float z, float w) {
 }
 PN_DEVICE float4 zero4() { return make4(0.0f, 0.0f, 0.0f, 0.0f); }
 PN_DEVICE float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-// The same from shared memory, where the compiler would rather take elements one by one.
+// The same from global and from shared memory, where the compiler would rather take elements one by one.
+PN_DEVICE float4 load4_global(const float* p) {
+  float x, y, z, w;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x), "=f"(y), "=f"(z), "=f"(w)
+               : "l"(global_address(p))
+               : "memory");
+  return make4(x, y, z, w);
+}
 PN_DEVICE float4 load4_shared(const float* p) {
   float x, y, z, w;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -159,7 +167,7 @@ PN_DEVICE void add_product4(float4& sum, float4 a, float4 b) {
 // The first `count` (0 to 4; more counts as 4) of four neighbouring channels in global memory, the others zero.
 // `aligned`: the address is a multiple of 16 and count is 0 or 4.
 PN_DEVICE float4 load_channels(const float* p, int count, bool aligned) {
-  if (aligned) return count > 0 ? load4(p) : zero4();
+  if (aligned) return count > 0 ? load4_global(p) : zero4();
   float4 v = zero4();
   if (count > 0) v.x = p[0];
   if (count > 1) v.y = p[1];

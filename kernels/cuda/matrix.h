@@ -49,7 +49,8 @@ PN_DEVICE void load_transposed_weights(float* weights, const float* source, int 
   const bool aligned = ((step | rows) & 3) == 0 && is_aligned16(source);
 #pragma unroll 1
   for (int i = fresh_thread_index(); i < kColumns * kDepth / 4; i += block_extent().x) {
-    const int column = i / (kDepth / 4), k = i % (kDepth / 4) * 4;
+    // A warp takes 16 columns and two neighbouring quads, a whole sector, of each.
+    const int column = (i >> 1) % kColumns, k = ((i >> 1) / kColumns * 2 + (i & 1)) * 4;
     float* to = weights + k * kWeightStep<kColumns> + column;
     const float4 v = load_channels(source + int64_t(column) * step + k, column < columns ? rows - k : 0, aligned);
     to[0] = v.x;
@@ -392,14 +393,15 @@ struct WeightGradient {
   // memory a thread.
   PN_DEVICE_METHOD void finish(float* memory, int columns, float* out, int step, int rows, int limit) const {
     const int t = thread_index().x, place = t % columns, q = place / (columns / 4), c = place % (columns / 4) * 4;
-    float* own = memory + t / columns * kDepth * columns + q * 4 * columns + c;
+    // Rows in the order 0, 4, 8, 12, 1, ..., so that threads that store at the same time meet different banks.
+    float* own = memory + t / columns * kDepth * columns + q * columns + c;
 #pragma unroll
-    for (int i = 0; i < 4; i++) store4(own + i * columns, make4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+    for (int i = 0; i < 4; i++) store4(own + i * 4 * columns, make4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
     barrier();
     for (int e = t; e < kDepth * columns; e += block_extent().x) {
       float total = 0.0f;
       for (int s = 0; s < block_extent().x / columns; s++) total += memory[s * kDepth * columns + e];
-      const int row = e / columns, column = e % columns;
+      const int at = e / columns, row = (at & 3) * 4 + (at >> 2), column = e % columns;
       if (row < rows && column < limit) out[int64_t(row) * step + column] = total;
     }
   }

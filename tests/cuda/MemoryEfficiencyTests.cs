@@ -32,12 +32,12 @@ public sealed class MemoryEfficiencyTests
         ["sgd_step"] = 1.1,
         ["adam_step"] = 1.1,
         ["noise_normal"] = 1.1,
-        ["depthwise_pointwise_forward"] = 3,
+        ["depthwise_pointwise_forward"] = 4,
         ["depthwise_pointwise_backward_input"] = 2,
         ["depthwise_pointwise_backward_strided_input"] = 2,
-        ["depthwise_pointwise_backward_weights"] = 3,
-        ["pointwise_forward"] = 2,
-        ["pointwise_backward_input"] = 2,
+        ["depthwise_pointwise_backward_weights"] = 4,
+        ["pointwise_forward"] = 3.5,
+        ["pointwise_backward_input"] = 4.5,
         ["pointwise_backward_weights"] = 4,
     };
 

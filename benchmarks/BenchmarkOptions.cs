@@ -1,7 +1,9 @@
 using System.Reflection;
 using CommandLine;
 using CommandLine.Text;
+using PerturbNas.Backends;
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Spaces;
 
 namespace PerturbNas.Benchmarks;
@@ -16,20 +18,36 @@ internal sealed class BenchmarkOptions
           scoring      all candidates of one normal and one reduction edge, no racing, per candidate and batch
           selection    a small search and the whole selection after it, tuning included, on synthetic images
           scaling      time against batch, channels, layers, variants and threads, with fitted exponents
+          busy         the search step while every processor is busy with other work
+          targets      what the project has promised, row by row: wanted, reached, and whether that is enough; s5 of 16 channels, 8 cells
+          racing       how often raced decisions of trained supernets are those of full passes, and the images that racing saves
 
         Examples:
           dotnet run -c Release --project benchmarks -- search-step --peer --json step.json
           dotnet run -c Release --project benchmarks -- kernels --filter "depthwise_pointwise 32x32x16"
           dotnet run -c Release --project benchmarks -- scoring --space s3 --batch 96 --peer --peer-mode both
+          dotnet run -c Release --project benchmarks -- racing --run runs/s2,runs/s3
+          dotnet run -c Release --project benchmarks -- targets --peer --run runs/s3
 
         Exit codes: 0 done, 1 internal error, 2 something to put right (said on stderr).
         """;
 
     private const string Help = "'--help' lists suites and options";
 
-    private static readonly string[] _suites = ["kernels", "search-step", "scoring", "selection", "scaling"];
+    // Every suite, with those of the options below that not every suite has a use for.
+    private static readonly Dictionary<string, string[]> _suites = new()
+    {
+        ["kernels"] = ["--filter", "--peer", "--peer-mode"],
+        ["search-step"] = ["--peer", "--peer-mode"],
+        ["scoring"] = ["--peer", "--peer-mode", "--edge", "--batches"],
+        ["selection"] = ["--peer", "--peer-mode", "--images", "--epochs", "--tune-epochs"],
+        ["scaling"] = ["--edge"],
+        ["busy"] = ["--peer", "--peer-mode"],
+        ["targets"] = ["--peer", "--run"],
+        ["racing"] = ["--run", "--images", "--orders", "--every", "--records"],
+    };
 
-    [Value(0, MetaName = "SUITE", HelpText = "kernels, search-step, scoring, selection or scaling; see below.")]
+    [Value(0, MetaName = "SUITE", HelpText = "What to measure; see below.")]
     public string Suite { get; set; } = "";
 
     [Option("space", Default = "s5", MetaValue = "NAME", HelpText = "Search space: s1 to s5, darts, or a space file.")]
@@ -47,13 +65,16 @@ internal sealed class BenchmarkOptions
     [Option("threads", Default = 0, MetaValue = "N", HelpText = "Threads of both programs; 0: one per processor.")]
     public int Threads { get; set; }
 
+    [Option("device", Default = "cpu", MetaValue = "NAME", HelpText = "What ours runs on: cpu or cuda.")]
+    public string Device { get; set; } = "";
+
     [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
     public string Isa { get; set; } = "";
 
-    [Option("repeats", Default = 5, MetaValue = "N", HelpText = "Timed repeats, after one that warms up.")]
-    public int Repeats { get; set; }
+    [Option("repeats", MetaValue = "N", HelpText = "Timed repeats, after one that warms up (5; selection: 1).")]
+    public int? Repeats { get; set; }
 
-    [Option("peer", HelpText = "search-step, scoring: alternate with PyTorch doing the same work from the same weights.")]
+    [Option("peer", HelpText = "Alternate with PyTorch doing the same work, from the same weights.")]
     public bool Peer { get; set; }
 
     [Option("peer-mode", Default = "tuned", MetaValue = "NAME",
@@ -69,8 +90,8 @@ internal sealed class BenchmarkOptions
     [Option("batches", Default = 4, MetaValue = "N", HelpText = "scoring: batches a repeat.")]
     public int Batches { get; set; }
 
-    [Option("images", Default = 128, MetaValue = "N", HelpText = "selection: images of each half of the data.")]
-    public int Images { get; set; }
+    [Option("images", MetaValue = "N", HelpText = "selection: images of each half of the data (128); racing: of the validation half (all).")]
+    public int? Images { get; set; }
 
     [Option("epochs", Default = 1, MetaValue = "N", HelpText = "selection: epochs of the search.")]
     public int Epochs { get; set; }
@@ -78,17 +99,35 @@ internal sealed class BenchmarkOptions
     [Option("tune-epochs", Default = 1, MetaValue = "N", HelpText = "selection: epochs of tuning after every decision.")]
     public int TuneEpochs { get; set; }
 
+    [Option("run", MetaValue = "RUN,...", Separator = ',', HelpText = "racing, targets: folders of runs that 'perturbnas search' has finished.")]
+    public IEnumerable<string> Runs { get; set; } = [];
+
+    [Option("orders", Default = 20, MetaValue = "N", HelpText = "racing: random orders of the batches that every decision is raced in.")]
+    public int Orders { get; set; }
+
+    [Option("every", Default = 1, MetaValue = "N", HelpText = "racing: decide every Nth edge and node only.")]
+    public int Every { get; set; }
+
+    [Option("records", MetaValue = "FOLDER", HelpText = "racing: keep the recorded full passes here, and use those that are here (none by default).")]
+    public string? Records { get; set; }
+
     [Option("json", MetaValue = "FILE", HelpText = "Write everything that was measured to this file.")]
     public string? Json { get; set; }
 
+    /// <summary>Timed repeats of what takes seconds.</summary>
+    internal int TimedRepeats => Repeats ?? 5;
+
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
-    public CpuBackend NewBackend(int? threads = null) => new(threads ?? Threads, Isa switch
+    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) : new CpuBackend(threads ?? Threads, Isa switch
     {
         "portable" => Backends.Cpu.Isa.Portable,
         "avx2" => Backends.Cpu.Isa.Avx2,
         "avx512" => Backends.Cpu.Isa.Avx512,
         _ => Backends.Cpu.Isa.Best,
     });
+
+    /// <summary>A backend's worker threads; those of the peer beside a CUDA device, whose host side has one.</summary>
+    public static int ThreadsOf(Backend backend) => backend is CpuBackend cpu ? cpu.Threads : 1;
 
     /// <summary>The options that the arguments stand for, checked; null if they ask for help, which has been printed.</summary>
     /// <exception cref="UserException">The arguments cannot be understood or used.</exception>
@@ -131,7 +170,8 @@ internal sealed class BenchmarkOptions
     {
         if (Suite.Length == 0)
             throw new UserException($"No suite is given; {Help}.");
-        RequireChoice("The suite", Suite, _suites);
+        RequireChoice("The suite", Suite, [.. _suites.Keys]);
+        RequireChoice("--device", Device, "cpu", "cuda");
         RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512");
         RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
         SearchSpace.Load(Space);
@@ -139,27 +179,27 @@ internal sealed class BenchmarkOptions
         RequireRange("--layers", Layers, 1, 1000);
         RequireRange("--batch", Batch, 1, 1 << 16);
         RequireRange("--threads", Threads, 0, 256);
-        RequireRange("--repeats", Repeats, 1, 1000);
+        RequireRange("--repeats", Repeats ?? 1, 1, 1000);
         RequireRange("--edge", Edge, 0, CellTopology.Edges - 1);
         RequireRange("--batches", Batches, 1, 1000);
-        RequireRange("--images", Images, 1, 25_000);
+        RequireRange("--images", Images ?? 1, 1, 25_000);
         RequireRange("--epochs", Epochs, 1, 1000);
         RequireRange("--tune-epochs", TuneEpochs, 0, 1000);
-        Refuse("search-step", "scoring", "--peer", "--peer-mode");
-        Refuse("kernels", null, "--filter");
-        Refuse("scoring", null, "--batches");
-        Refuse("scoring", "scaling", "--edge");
-        Refuse("selection", null, "--images", "--epochs", "--tune-epochs");
+        RequireRange("--orders", Orders, 1, 1000);
+        RequireRange("--every", Every, 1, CellTopology.Edges);
+        var given = arguments.Select(argument => argument.Split('=')[0]).ToHashSet();
+        foreach (var option in _suites.Values.SelectMany(options => options).Where(given.Contains))
+        {
+            if (!_suites[Suite].Contains(option))
+                throw new UserException($"'{Suite}' has no use for {option}; leave it out, or choose " +
+                    $"{string.Join(" or ", _suites.Keys.Where(suite => _suites[suite].Contains(option)))}.");
+        }
+        if (Suite == "racing" && !Runs.Any())
+            throw new UserException("'racing' needs trained supernets; give --run with the folders of runs that 'perturbnas search' has finished.");
+        if (Records is not null && !Directory.Exists(Records))
+            throw new UserException($"--records is '{Records}', which is no folder; create it, or leave the option out.");
         if (Json is not null && (Directory.Exists(Json) || !Directory.Exists(Path.GetDirectoryName(Path.GetFullPath(Json)))))
             throw new UserException($"--json is '{Json}', which is no file in an existing folder; create the folder or name another file.");
-
-        void Refuse(string suite, string? other, params string[] options)
-        {
-            var given = options.FirstOrDefault(option => arguments.Any(argument => argument.Split('=')[0] == option));
-            var suites = other is null ? suite : $"{suite} or {other}";
-            if (given is not null && Suite != suite && Suite != other)
-                throw new UserException($"'{Suite}' has no use for {given}; leave it out, or choose {suites}.");
-        }
     }
 
     // CommandLineParser passes over an option at the end that lacks its value, and over arguments that no option takes.

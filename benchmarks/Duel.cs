@@ -1,3 +1,5 @@
+using System.Text.Json;
+
 namespace PerturbNas.Benchmarks;
 
 /// <summary>Our repeats and the peer's, taken in turns, so that a drift of the machine hits both.</summary>
@@ -11,11 +13,17 @@ namespace PerturbNas.Benchmarks;
 internal sealed record Duel(
     Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes, double PeerLoss, double WaitingPeer, double WaitingOurs)
 {
+    /// <summary>What else the peer's last repeat gave.</summary>
+    public Dictionary<string, JsonElement>? Extra { get; init; }
+
     /// <summary>Losses of the two programs may differ by rounding; anything wrong differs by more.</summary>
     private const double LossTolerance = 1e-4;
 
     /// <summary>What the waiting program may use of the other's time; the system counts in hundredths of a second for each repeat.</summary>
     private const double MostWaiting = 0.02, Tick = 0.01;
+
+    // The peer's threads spin for some milliseconds before they sleep, which would double what we take for a single kernel.
+    private static readonly TimeSpan _untilPeerSleeps = TimeSpan.FromMilliseconds(100);
 
     /// <summary>The peers that the options ask for, one after the other.</summary>
     public static IEnumerable<string> Modes(BenchmarkOptions options) =>
@@ -32,19 +40,21 @@ internal sealed record Duel(
     /// <summary>Warms both up and times them alternately.</summary>
     /// <param name="ours">Runs our work once.</param>
     /// <param name="workOfOurs">Our work in one repeat, in units of the peer's.</param>
-    public static Duel Run(int repeats, Action ours, double workOfOurs, Peer peer, Report report)
+    /// <param name="request">What the peer is to do, where it does more than one thing.</param>
+    public static Duel Run(int repeats, Action ours, double workOfOurs, Peer peer, Report report, object? request = null)
     {
         ours();
-        var last = peer.Repeat();
+        var last = peer.Repeat(request);
         List<double> mine = [], theirs = [];
         double waitingPeer = 0, waitingOurs = 0;
         for (var i = 0; i < repeats; i++)
         {
+            Thread.Sleep(_untilPeerSleeps);
             var before = peer.ProcessorSeconds;
             mine.Add(Timing.Seconds(ours));
             waitingPeer += peer.ProcessorSeconds - before;
             var ourBefore = Environment.CpuUsage.TotalTime;
-            last = peer.Repeat();
+            last = peer.Repeat(request);
             waitingOurs += (Environment.CpuUsage.TotalTime - ourBefore).TotalSeconds;
             theirs.Add(last.Seconds);
         }
@@ -53,6 +63,6 @@ internal sealed record Duel(
         if (waitingOurs > MostWaiting * theirs.Sum() + repeats * Tick)
             report.Note($"we, waiting, used {waitingOurs:0.00} processor seconds of the {theirs.Sum():0.00} s that the peer was timed");
         var ratio = mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs)).ToList();
-        return new Duel(new(mine), new(theirs), new(ratio), last.PeakBytes, last.Loss, waitingPeer, waitingOurs);
+        return new Duel(new(mine), new(theirs), new(ratio), last.PeakBytes, last.Loss, waitingPeer, waitingOurs) { Extra = last.Extra };
     }
 }

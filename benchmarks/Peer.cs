@@ -1,18 +1,23 @@
 using System.Diagnostics;
 using System.Text.Json;
+using System.Text.Json.Serialization;
 
 namespace PerturbNas.Benchmarks;
 
-/// <summary>A repeat of the peer: see peer/peer.py.</summary>
-internal sealed record PeerRepeat(string Work, string Mode, double Seconds, double Loss, long PeakBytes);
+/// <summary>A repeat of the peer: see the scripts in peer/.</summary>
+internal sealed record PeerRepeat(double Seconds, double Loss, long PeakBytes)
+{
+    /// <summary>What else the peer had to say.</summary>
+    [JsonExtensionData]
+    public Dictionary<string, JsonElement>? Extra { get; init; }
+}
 
 /// <summary>
-/// The PyTorch peer as a child process (peer/peer.py --lockstep), which starts from our weights and images and works only while
-/// <see cref="Repeat"/> waits for it.
+/// A PyTorch peer as a child process (a script of peer/ with --lockstep), which works only while <see cref="Repeat"/> waits for it.
 /// </summary>
 internal sealed class Peer : IDisposable
 {
-    // "tuned" is half of this, see peer.py: without it glibc gives the memory of every activation back and faults it in again.
+    // "tuned" is half of this, see common.py: without it glibc gives the memory of every activation back and faults it in again.
     private static readonly Dictionary<string, string> _allocator = new()
     {
         ["MALLOC_MMAP_MAX_"] = "0",
@@ -20,7 +25,7 @@ internal sealed class Peer : IDisposable
         ["MALLOC_TOP_PAD_"] = "268435456",
     };
 
-    // Those that peer.py builds as we do; s4 draws noise, so its losses differ.
+    // Those that the scripts build as we do; s4 draws noise, so its losses differ.
     private static readonly string[] _spaces = ["s1", "s2", "s3", "s5", "darts"];
 
     private static readonly JsonSerializerOptions _json = new() { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower };
@@ -28,24 +33,15 @@ internal sealed class Peer : IDisposable
     private readonly Process _process;
     private readonly Task<string> _errors;
 
-    /// <summary>Starts the peer and waits until it has computed its first loss.</summary>
-    /// <exception cref="UserException">There is no Python with PyTorch, the peer lacks the space, or it fails.</exception>
-    public Peer(string work, string mode, WorkloadSize size, int threads, Workload workload)
+    /// <summary>Starts a peer and waits until it has said what it is.</summary>
+    /// <param name="arguments">Of the script, beside mode and threads.</param>
+    /// <exception cref="UserException">There is no Python with PyTorch, or the peer fails.</exception>
+    public Peer(string script, string mode, int threads, params string[] arguments)
     {
-        if (!_spaces.Contains(size.Space))
-            throw new UserException($"The peer cannot be compared in space '{size.Space}'; choose {string.Join(", ", _spaces)}, " +
-                "or leave --peer out.");
         Mode = mode;
-        var init = Path.Combine(Path.GetTempPath(), $"perturbnas-benchmark-{Environment.ProcessId}.safetensors");
         try
         {
-            workload.Write(init);
-            string[] arguments =
-            [
-                FindScript(), "--lockstep", "--work", work, "--mode", mode, "--space", size.Space, "--channels", $"{size.Channels}",
-                "--layers", $"{size.Layers}", "--threads", $"{threads}", "--init", init,
-            ];
-            var start = new ProcessStartInfo(FindPython(), arguments)
+            var start = new ProcessStartInfo(FindPython(), [FindScript(script), "--lockstep", "--mode", mode, "--threads", $"{threads}", .. arguments])
             {
                 RedirectStandardInput = true,
                 RedirectStandardOutput = true,
@@ -57,12 +53,23 @@ internal sealed class Peer : IDisposable
             _process = Process.Start(start)!;
             _errors = _process.StandardError.ReadToEndAsync();
             Description = ReadLine<JsonElement>();
-            InitialLoss = Description.GetProperty("initial_loss").GetDouble();
         }
         catch
         {
             Dispose();
             throw;
+        }
+    }
+
+    /// <summary>A peer that takes steps of a workload's supernet, or scores it: peer.py.</summary>
+    /// <exception cref="UserException">As the constructor, or the peer lacks the space.</exception>
+    public static Peer OfSupernet(string work, string mode, WorkloadSize size, int threads, Workload workload)
+    {
+        var init = Path.Combine(Path.GetTempPath(), $"perturbnas-benchmark-{Environment.ProcessId}.safetensors");
+        try
+        {
+            workload.Write(init);
+            return new Peer("peer.py", mode, threads, ["--work", work, "--init", init, .. ArgumentsOf(size)]);
         }
         finally
         {
@@ -70,13 +77,19 @@ internal sealed class Peer : IDisposable
         }
     }
 
+    /// <summary>Arguments that name a size of a supernet.</summary>
+    /// <exception cref="UserException">The peer lacks the space.</exception>
+    public static string[] ArgumentsOf(WorkloadSize size) => _spaces.Contains(size.Space)
+        ? ["--space", size.Space, "--channels", $"{size.Channels}", "--layers", $"{size.Layers}"]
+        : throw new UserException($"The peer cannot be compared in space '{size.Space}'; choose {string.Join(", ", _spaces)}, or leave --peer out.");
+
     public string Mode { get; }
 
     /// <summary>Versions and settings as the peer has seen them.</summary>
     public JsonElement Description { get; }
 
     /// <summary>Loss of the initial weights on the first batch, with batch statistics.</summary>
-    public double InitialLoss { get; }
+    public double InitialLoss => Description.GetProperty("initial_loss").GetDouble();
 
     /// <summary>Processor seconds that the peer has used.</summary>
     public double ProcessorSeconds
@@ -89,11 +102,12 @@ internal sealed class Peer : IDisposable
     }
 
     /// <summary>Runs the peer's work once.</summary>
-    public PeerRepeat Repeat()
+    /// <param name="request">What to do, where the peer does more than one thing.</param>
+    public PeerRepeat Repeat(object? request = null)
     {
         try
         {
-            _process.StandardInput.WriteLine();
+            _process.StandardInput.WriteLine(request is null ? "" : JsonSerializer.Serialize(request, _json));
             _process.StandardInput.Flush();
         }
         catch (IOException)
@@ -144,15 +158,15 @@ internal sealed class Peer : IDisposable
         }
     }
 
-    private static string FindScript()
+    private static string FindScript(string name)
     {
         for (var folder = new DirectoryInfo(AppContext.BaseDirectory); folder is not null; folder = folder.Parent)
         {
-            var script = Path.Combine(folder.FullName, "benchmarks", "peer", "peer.py");
+            var script = Path.Combine(folder.FullName, "benchmarks", "peer", name);
             if (File.Exists(script))
                 return script;
         }
-        throw new UserException($"benchmarks/peer/peer.py is in no folder above {AppContext.BaseDirectory}; " +
+        throw new UserException($"benchmarks/peer/{name} is in no folder above {AppContext.BaseDirectory}; " +
             "run the benchmarks from the source tree.");
     }
 }

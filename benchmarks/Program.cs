@@ -34,6 +34,15 @@ internal static class Program
                 case "scaling":
                     ScalingSuite.Run(options, report);
                     break;
+                case "busy":
+                    BusySuite.Run(options, report);
+                    break;
+                case "targets":
+                    TargetsSuite.Run(options, report);
+                    break;
+                case "racing":
+                    RacingSuite.Run(options, report);
+                    break;
             }
             return Done;
         }

@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using PerturbNas.Backends;
+using PerturbNas.Backends.Cpu;
 using Spectre.Console;
 
 namespace PerturbNas.Benchmarks;
@@ -49,7 +50,7 @@ internal sealed class Report : IDisposable
         var load = ReadLoadAverage();
         using var backend = options.NewBackend();
         Limits = backend.MeasureLimits();
-        Machine = Describe(backend.Threads, backend.IsaName, load);
+        Machine = Describe(BenchmarkOptions.ThreadsOf(backend), backend is CpuBackend cpu ? cpu.IsaName : backend.Description, load);
         Console.WriteLine($"{options.Suite} on {Machine.Processor}, {Machine.Cores} cores, {Machine.Threads} threads, {Machine.Isa}; " +
             $"limits {Machine.Gigaflops:0} GFLOP/s, {Machine.GigabytesPerSecond:0.0} GB/s; " +
             $"commit {_commit?[..Math.Min(10, _commit.Length)] ?? "unknown"}; {_date:yyyy-MM-dd HH:mm}");
@@ -61,8 +62,8 @@ internal sealed class Report : IDisposable
 
     public MachineLimits Limits { get; }
 
-    /// <summary>Share of the multiply-add limit that work reaches.</summary>
-    public double ShareOfLimit(double flops, double seconds) => flops / seconds / 1e9 / Limits.Gigaflops;
+    /// <summary>Share of the multiply-add limit that work with so many FLOPs in products reaches.</summary>
+    public double ShareOfFmaLimit(double productFlops, double seconds) => productFlops / seconds / 1e9 / Limits.Gigaflops;
 
     /// <summary>A remark for people, also kept in the file.</summary>
     public void Note(string note)

@@ -18,19 +18,19 @@ internal static class ScalingSuite
         Sweep("layers", new[] { size.Layers / 2, size.Layers, 2 * size.Layers }.Where(layers => layers > 0),
             value => StepOf(size with { Layers = value }));
         Sweep("threads", Doublings(report.Machine.Threads),
-            value => (SearchStepSuite.Measure(size, options, value), SearchStepSuite.Count(size).Flops));
+            value => (SearchStepSuite.Measure(size, options, value), SearchStepSuite.Count(size).ProductFlops));
         using var backend = options.NewBackend();
         using var workload = new Workload(size, backend);
         Sweep("variants", Doublings(workload.Network.Space.Columns(CellType.Normal)), Score);
-        report.Table(["time against", "value", "median s", "min-max s", "of limit", "exponent", "exponent of work", "R2"], rows);
+        report.Table(["time against", "value", "median s", "min-max s", "of FMA limit", "exponent", "exponent of work", "R2"], rows);
 
-        (Repeats, double) StepOf(WorkloadSize changed) => (SearchStepSuite.Measure(changed, options), SearchStepSuite.Count(changed).Flops);
+        (Repeats, double) StepOf(WorkloadSize changed) => (SearchStepSuite.Measure(changed, options), SearchStepSuite.Count(changed).ProductFlops);
 
         (Repeats, double) Score(int variants)
         {
             var masks = ScoringSuite.Candidates(workload.Network.Space, CellType.Normal, options.Edge).Take(variants).ToList();
             var evaluation = workload.NewEvaluation(1);
-            return (Timing.Measure(options.Repeats, () => evaluation.Evaluate(new EdgeStates(), masks)), ScoringSuite.Count(size, masks));
+            return (Timing.Measure(options.TimedRepeats, () => evaluation.Evaluate(new EdgeStates(), masks)), ScoringSuite.Count(size, masks).ProductFlops);
         }
 
         void Sweep(string dimension, IEnumerable<int> values, Func<int, (Repeats Seconds, double Flops)> measure)
@@ -53,7 +53,7 @@ internal static class ScalingSuite
                 rows.Add(
                 [
                     dimension, $"{value}", $"{seconds.Median:0.0000}", $"{seconds.Minimum:0.0000}-{seconds.Maximum:0.0000}",
-                    $"{report.ShareOfLimit(flops, seconds.Median):P1}", last ? $"{exponent:0.00}" : "", last ? $"{work:0.00}" : "",
+                    $"{report.ShareOfFmaLimit(flops, seconds.Median):P1}", last ? $"{exponent:0.00}" : "", last ? $"{work:0.00}" : "",
                     last ? $"{r2:0.000}" : "",
                 ]);
             }

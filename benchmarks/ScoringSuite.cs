@@ -1,3 +1,4 @@
+using PerturbNas.Backends.Planning;
 using PerturbNas.Networks;
 using PerturbNas.Spaces;
 
@@ -23,12 +24,12 @@ internal static class ScoringSuite
             ScoreBothTypes(null);
         foreach (var mode in Duel.Modes(options))
         {
-            using var peer = new Peer("scoring", mode, size, backend.Threads, workload);
+            using var peer = Peer.OfSupernet("scoring", mode, size, BenchmarkOptions.ThreadsOf(backend), workload);
             Duel.RequireSameLoss("loss of the initial weights", workload.FirstLoss(), peer.InitialLoss);
             ScoreBothTypes(peer);
         }
         report.Table(
-            ["scoring, per candidate and batch", "candidates", "ours s", "min-max s", "GFLOP", "of limit", "peer s", "min-max s",
+            ["scoring, per candidate and batch", "candidates", "ours s", "min-max s", "GFLOP of products", "of FMA limit", "peer s", "min-max s",
                 "times ours", "min-max"], rows);
 
         void ScoreBothTypes(Peer? peer)
@@ -39,44 +40,47 @@ internal static class ScoringSuite
 
         IReadOnlyList<string> Score(CellType type, Peer? peer)
         {
-            var masks = Candidates(workload.Network.Space, type, options.Edge);
-            var evaluation = workload.NewEvaluation(options.Batches);
-            void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
-            double units = masks.Count * options.Batches;
-            var duel = peer is null ? null : Duel.Run(options.Repeats, Evaluate, units, peer, report);
-            var ours = (duel?.Ours ?? Timing.Measure(options.Repeats, Evaluate)).Per(units);
-            var flops = Count(size, masks) / masks.Count;
-            report.Add(new
-            {
-                Kind = "scoring",
-                Cell = CellTopology.NameOf(type),
-                options.Edge,
-                Candidates = masks.Count,
-                options.Batches,
-                SecondsPerCandidateBatch = ours,
-                FlopsPerCandidateBatch = flops,
-                ShareOfLimit = report.ShareOfLimit(flops, ours.Median),
-                PeakBytes = Memory.PeakBytes(),
-                peer?.Description,
-                duel
-            });
+            var (ours, flops, candidates, duel) = Measure(size, workload, options, type, peer, report);
             return
             [
-                $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{masks.Count}",
+                $"{CellTopology.NameOf(type)} edge {options.Edge}{(peer is null ? "" : $", PyTorch {peer.Mode}")}", $"{candidates}",
                 $"{ours.Median:0.0000}", $"{ours.Minimum:0.0000}-{ours.Maximum:0.0000}", $"{flops / 1e9:0.00}",
-                $"{report.ShareOfLimit(flops, ours.Median):P1}",
+                $"{report.ShareOfFmaLimit(flops, ours.Median):P1}",
                 duel is null ? "" : $"{duel.Peer.Median:0.000}", duel is null ? "" : $"{duel.Peer.Minimum:0.000}-{duel.Peer.Maximum:0.000}",
                 duel is null ? "" : $"{duel.Ratio.Median:0.00}", duel is null ? "" : $"{duel.Ratio.Minimum:0.00}-{duel.Ratio.Maximum:0.00}",
             ];
         }
     }
 
-    /// <summary>What our engine asks of its kernels for one batch: less than a forward pass for each candidate.</summary>
-    public static double Count(WorkloadSize size, List<Mask> masks)
+    /// <summary>Seconds and products per candidate and batch of the candidates of one edge, beside a peer's unless that is null.</summary>
+    public static (Repeats Seconds, double ProductFlops, int Candidates, Duel? Duel) Measure(WorkloadSize size, Workload workload,
+        BenchmarkOptions options, CellType type, Peer? peer, Report report)
     {
-        using var counter = new FlopCounter();
-        using var workload = new Workload(size, counter);
-        workload.NewEvaluation(1).Evaluate(new EdgeStates(), masks);
-        return counter.Flops;
+        var masks = Candidates(workload.Network.Space, type, options.Edge);
+        var evaluation = workload.NewEvaluation(options.Batches);
+        void Evaluate() => evaluation.Evaluate(new EdgeStates(), masks);
+        double units = masks.Count * options.Batches;
+        var duel = peer is null ? null : Duel.Run(options.TimedRepeats, Evaluate, units, peer, report);
+        var seconds = (duel?.Ours ?? Timing.Measure(options.TimedRepeats, Evaluate)).Per(units);
+        var flops = (double)Count(size, masks).ProductFlops / masks.Count;
+        report.Add(new
+        {
+            Kind = "scoring",
+            Cell = CellTopology.NameOf(type),
+            options.Edge,
+            Candidates = masks.Count,
+            options.Batches,
+            SecondsPerCandidateBatch = seconds,
+            ProductFlopsPerCandidateBatch = flops,
+            ShareOfFmaLimit = report.ShareOfFmaLimit(flops, seconds.Median),
+            PeakBytes = Memory.PeakBytes(),
+            peer?.Description,
+            duel
+        });
+        return (seconds, flops, masks.Count, duel);
     }
+
+    /// <summary>What our engine asks of its kernels for one batch: less than a forward pass for each candidate.</summary>
+    public static Cost Count(WorkloadSize size, List<Mask> masks) =>
+        Workload.Count(size, workload => workload.NewEvaluation(1).Evaluate(new EdgeStates(), masks));
 }

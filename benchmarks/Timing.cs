@@ -43,17 +43,19 @@ internal static class Timing
         return new([.. Enumerable.Range(0, repeats).Select(_ => Seconds(action))]);
     }
 
-    /// <summary>The same for an action that is too short for the clock: each repeat runs it often enough to last 10 ms.</summary>
-    public static Repeats MeasureShort(int repeats, Action action)
+    /// <summary>How often to run an action, which is warmed up by it, to last as long as the clock needs: 10 ms.</summary>
+    public static int CallsThatLast(Action action)
     {
         const double least = 0.01;
         action();
-        var calls = (int)Math.Clamp(Math.Ceiling(least / Seconds(action)), 1, 10_000);
-        return Measure(repeats, () =>
-        {
-            for (var i = 0; i < calls; i++)
-                action();
-        }).Per(calls);
+        return (int)Math.Clamp(Math.Ceiling(least / Seconds(action)), 1, 10_000);
+    }
+
+    /// <summary>Runs an action some times.</summary>
+    public static void Repeat(int calls, Action action)
+    {
+        for (var i = 0; i < calls; i++)
+            action();
     }
 
     /// <summary>

@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Planning;
 using PerturbNas.Data;
 using PerturbNas.Networks;
 using PerturbNas.Selection;
@@ -50,6 +51,15 @@ internal sealed class Workload : IDisposable
         };
     }
 
+    /// <summary>What some work asks of its kernels, learnt by running it on a backend that only counts.</summary>
+    public static Cost Count(WorkloadSize size, Action<Workload> work)
+    {
+        using var backend = new MeteredBackend();
+        using var workload = new Workload(size, backend);
+        work(workload);
+        return backend.Total;
+    }
+
     public Supernet Network { get; }
 
     /// <summary>Bytes of activations, gradients and scratch that the largest pass so far was planned with.</summary>
@@ -67,15 +77,22 @@ internal sealed class Workload : IDisposable
     /// <summary>Loss of the first batch with batch statistics.</summary>
     public double FirstLoss() => NewEvaluation(1).Evaluate(new EdgeStates(), [Mask.None])[0].Loss;
 
-    /// <summary>Writes weights, alphas and the first batch for the peer: reference names, NCHW and OIHW order.</summary>
-    public void Write(string path)
+    /// <summary>A supernet's weights and alphas for a peer: reference names, OIHW order.</summary>
+    public static SafeTensorsFile WeightsOf(Supernet network)
     {
         var file = new SafeTensorsFile();
-        foreach (var weight in Network.Parameters.Weights)
-            file.Add(weight.Name, [.. weight.FileShape.Select(extent => (long)extent)], Network.Parameters.GetValues(weight));
+        foreach (var weight in network.Parameters.Weights)
+            file.Add(weight.Name, [.. weight.FileShape.Select(extent => (long)extent)], network.Parameters.GetValues(weight));
         foreach (var type in Enum.GetValues<CellType>())
-            file.Add(ArchitectureParameters.NameOf(type), [CellTopology.Edges, Network.Alphas.Columns(type)],
-                [.. Network.Alphas.Get(type).Select(value => (float)value)]);
+            file.Add(ArchitectureParameters.NameOf(type), [CellTopology.Edges, network.Alphas.Columns(type)],
+                [.. network.Alphas.Get(type).Select(value => (float)value)]);
+        return file;
+    }
+
+    /// <summary>Writes weights, alphas and the first batch for the peer.</summary>
+    public void Write(string path)
+    {
+        var file = WeightsOf(Network);
         var images = new float[_batch * _images.ImageSize];
         for (var i = 0; i < images.Length; i++)
             images[i] = (_images.Pixels[i] / 255f - _images.Mean[0]) / _images.Std[0];

@@ -13,10 +13,11 @@ internal sealed record EmulatedReport(string Device, int Images, int Layers, dou
     IReadOnlyList<EmulatedReportPhase> Phases);
 
 /// <summary>A phase at full size.</summary>
-internal sealed record EmulatedReportPhase(string Phase, long Launches, double PredictedSeconds, IReadOnlyList<EmulatedReportKernel> Kernels);
+internal sealed record EmulatedReportPhase(string Phase, long Launches, IReadOnlyDictionary<string, long> LaunchesByKernel, double PredictedSeconds,
+    IReadOnlyList<EmulatedReportKernel> Kernels);
 
-/// <summary>A kernel in a phase: calls, launches and predicted time at full size; all else as counted in the smaller steps.</summary>
-internal sealed record EmulatedReportKernel(string Kernel, int Calls, long Launches, double PredictedSeconds, ulong WarpInstructions,
+/// <summary>A kernel in a phase: calls and predicted time at full size; all else as counted in the smaller steps.</summary>
+internal sealed record EmulatedReportKernel(string Kernel, int Calls, double PredictedSeconds, ulong WarpInstructions,
     ulong FloatOperations, ulong MatrixInstructions, ulong GlobalSectors, double FlopFactor, double ByteFactor, double? MemoryEfficiency,
     ulong SharedConflicts, double ConflictShare, ulong DivergentBranches);
 
@@ -38,29 +39,30 @@ internal static class EmulatedProfileCommand
                 [.. phases.Select(phase => Report(phase, limits))]));
             return;
         }
-        var table = Terminal.PlainTable("", "calls", "launches", "predicted ms", "M instructions", "FLOP factor", "byte factor", "bytes used", "conflicts");
+        var table = Terminal.PlainTable("", "calls", "predicted ms", "M instructions", "FLOP factor", "byte factor", "bytes used", "conflicts");
         for (var column = 1; column < table.Columns.Count; column++)
             table.Columns[column].Alignment = Justify.Right;
         foreach (var phase in phases)
         {
-            table.AddRow(phase.Phase, "", $"{phase.Launches}", $"{1e3 * phase.SecondsAtLeast(limits):0.000}", "", "", "", "", "");
+            table.AddRow(phase.Phase, "", $"{1e3 * phase.SecondsAtLeast(limits):0.000}", "", "", "", "", "");
             foreach (var kernel in phase.Kernels)
-                table.AddRow("  " + kernel.Kernel, $"{kernel.Calls}", $"{kernel.Launches}", $"{1e3 * kernel.SecondsAtLeast(limits):0.000}",
+                table.AddRow("  " + kernel.Kernel, $"{kernel.Calls}", $"{1e3 * kernel.SecondsAtLeast(limits):0.000}",
                     $"{kernel.Sample.WarpInstructions / 1e6:0.00}", $"{kernel.FlopFactor:0.00}", $"{kernel.ByteFactor:0.00}",
                     $"{kernel.Sample.GlobalEfficiency:P0}", $"{kernel.Sample.ConflictShare:P0}");
         }
         Terminal.Out.Write(table);
-        Console.WriteLine($"Calls, launches and predicted times are those of one pass of {configuration.Batch} images and {configuration.Layers} cells; with " +
-            "CUDA graphs a pass is launched as one or two. Times are the roofline of " +
+        Console.WriteLine($"Launches: {string.Join(", ", phases.Select(phase => $"{phase.Phase} {phase.LaunchCount}"))}; as CUDA graphs, forward and backward " +
+            "are one launch each.");
+        Console.WriteLine($"Calls, launches and times are those of one pass of {configuration.Batch} images and {configuration.Layers} cells. Times are the roofline of " +
             $"{limits.Gigaflops / 1e3:0} TFLOP/s and {limits.GigabytesPerSecond / 1e3:0.00} TB/s (an H100) for the operations executed and the bytes moved.");
         Console.WriteLine($"Counted in a pass of at most {EmulatedProfile.SampleImages} images and {EmulatedProfile.SampleLayers} cells: warp instructions; operations " +
             "executed and bytes moved over the least; bytes used of those moved; passes over shared memory that are due to bank conflicts.");
     }
 
-    private static EmulatedReportPhase Report(EmulatedPhase phase, MachineLimits limits) => new(phase.Phase, phase.Launches,
+    private static EmulatedReportPhase Report(EmulatedPhase phase, MachineLimits limits) => new(phase.Phase, phase.LaunchCount, phase.Launches,
         phase.SecondsAtLeast(limits),
         [
-            .. phase.Kernels.Select(kernel => new EmulatedReportKernel(kernel.Kernel, kernel.Calls, kernel.Launches, kernel.SecondsAtLeast(limits),
+            .. phase.Kernels.Select(kernel => new EmulatedReportKernel(kernel.Kernel, kernel.Calls, kernel.SecondsAtLeast(limits),
                 kernel.Sample.WarpInstructions, kernel.Sample.FloatOperations, kernel.Sample.MatrixInstructions,
                 kernel.Sample.GlobalLoadSectors + kernel.Sample.GlobalStoreSectors, kernel.FlopFactor, kernel.ByteFactor,
                 double.IsFinite(kernel.Sample.GlobalEfficiency) ? kernel.Sample.GlobalEfficiency : null, kernel.Sample.SharedConflicts,

@@ -48,7 +48,7 @@ internal abstract class SizeOptions : ComputeOptions
             if (!RunDirectory.Exists(Run))
                 throw new UserException($"--run is '{Run}', which holds no run; give the folder that 'search --out' made.");
             using var run = RunDirectory.Open(Run);
-            given = run.ReadJson<SearchConfiguration>("config.json");
+            given = SearchConfiguration.Read(run);
         }
         return given with
         {
@@ -66,8 +66,8 @@ internal abstract class SizeOptions : ComputeOptions
         base.Validate();
         if (Space is not null && !SearchSpace.BuiltIn.Contains(Space) && !File.Exists(Space))
             throw new UserException($"--space is '{Space}'; choose {string.Join(", ", SearchSpace.BuiltIn)}, or name a file that exists.");
-        RequireRange("--channels", Channels, 1, 512);
-        RequireRange("--layers", Layers, 1, 100);
+        RequireRange("--channels", Channels, 1, SearchConfiguration.MaxChannels);
+        RequireRange("--layers", Layers, 1, SearchConfiguration.MaxLayers);
         RequireRange("--batch", Batch, 1);
         if (Data is not null)
             RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");

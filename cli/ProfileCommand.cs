@@ -10,12 +10,18 @@ namespace PerturbNas.Cli;
 /// <param name="Description">The same in words: threads and instruction set, or the device's name.</param>
 /// <param name="Gigaflops">Multiply-add rate of the device, 10^9 operations a second: measured on the CPU, by its clocks on CUDA.</param>
 /// <param name="GigabytesPerSecond">Its memory bandwidth, likewise.</param>
-internal sealed record ProfileReport(string Device, string Description, double Gigaflops, double GigabytesPerSecond, IReadOnlyList<ProfiledPhase> Phases);
+/// <param name="ExplainedSeconds">All phases together but for data: kernels, and what is not in kernels.</param>
+/// <param name="WallSeconds">The wall-clock time of as many passes that were not profiled.</param>
+/// <param name="Gap"><paramref name="ExplainedSeconds"/> over <paramref name="WallSeconds"/>, less 1.</param>
+internal sealed record ProfileReport(string Device, string Description, double Gigaflops, double GigabytesPerSecond, double ExplainedSeconds,
+    double WallSeconds, double Gap, IReadOnlyList<ProfiledPhase> Phases);
 
 /// <summary>A phase; seconds are of all passes together.</summary>
-/// <param name="BetweenSeconds">What is between the kernels: with it the kernels make up <paramref name="Seconds"/>.</param>
-internal sealed record ProfiledPhase(string Phase, int Passes, double Seconds, double BetweenSeconds, double Gigaflops, double LimitShare,
-    IReadOnlyList<ProfiledKernel> Kernels);
+/// <param name="OtherSeconds">What is not in kernels: with it the kernels make up <paramref name="Seconds"/>.</param>
+/// <param name="WallSeconds">The wall-clock time of as many passes that were not profiled; 0 for data.</param>
+/// <param name="ProductShare">Multiply-adds of convolutions and linear layers, as a share of the machine's limit.</param>
+internal sealed record ProfiledPhase(string Phase, int Passes, double Seconds, double OtherSeconds, double WallSeconds, double Gigaflops,
+    double LimitShare, double ProductShare, IReadOnlyList<ProfiledKernel> Kernels);
 
 /// <summary>A kernel in a phase.</summary>
 /// <param name="Share">Share of the phase's time.</param>
@@ -48,8 +54,11 @@ internal static class ProfileCommand
         };
         if (options.Trace is not null)
             profile.WriteTrace(options.Trace);
-        var report = new ProfileReport(backend.Name, backend.Description, limits.Gigaflops, limits.GigabytesPerSecond,
-            [.. profile.Phases.Select(phase => Report(phase, limits))]);
+        // Loading data is timed as a whole in any case.
+        var phases = profile.Phases.Where(phase => phase.Kernels.Count > 0).ToList();
+        var (explained, wall) = (phases.Sum(phase => phase.Seconds), phases.Sum(phase => phase.UnprofiledSeconds));
+        var report = new ProfileReport(backend.Name, backend.Description, limits.Gigaflops, limits.GigabytesPerSecond, explained, wall,
+            explained / wall - 1, [.. profile.Phases.Select(phase => Report(phase, limits))]);
         if (options.Json)
             Terminal.WriteJson(report);
         else
@@ -57,8 +66,9 @@ internal static class ProfileCommand
     }
 
     private static ProfiledPhase Report(PhaseProfile phase, MachineLimits limits) => new(phase.Phase, phase.Passes, phase.Seconds,
-        phase.BetweenSeconds, phase.Kernels.Sum(kernel => kernel.Cost.Flops) / phase.Seconds / 1e9,
+        phase.OtherSeconds, phase.UnprofiledSeconds, phase.Kernels.Sum(kernel => kernel.Cost.Flops) / phase.Seconds / 1e9,
         phase.Kernels.Sum(kernel => kernel.Cost.SecondsAtLeast(limits)) / phase.Seconds,
+        phase.Kernels.Sum(kernel => kernel.Cost.ProductFlops) / phase.Seconds / 1e9 / limits.Gigaflops,
         [
             .. phase.Kernels.Select(kernel => new ProfiledKernel(kernel.Kernel, kernel.Calls, kernel.Seconds, kernel.Seconds / phase.Seconds,
                 kernel.Gigaflops, kernel.GigabytesPerSecond, kernel.LimitShare(limits))),
@@ -79,10 +89,15 @@ internal static class ProfileCommand
             foreach (var kernel in phase.Kernels)
                 table.AddRow("  " + kernel.Kernel, $"{kernel.Calls / phase.Passes}", $"{kernel.Seconds * pass:0.00}", $"{kernel.Share:P1}",
                     $"{kernel.Gigaflops:0.0}", $"{kernel.GigabytesPerSecond:0.0}", $"{kernel.LimitShare:P1}");
-            table.AddRow("  between the kernels", "", $"{phase.BetweenSeconds * pass:0.00}", $"{phase.BetweenSeconds / phase.Seconds:P1}", "", "", "");
+            table.AddRow("  not in kernels", "", $"{phase.OtherSeconds * pass:0.00}", $"{phase.OtherSeconds / phase.Seconds:P1}", "", "", "");
         }
         Terminal.Out.Write(table);
         Console.WriteLine($"Per pass, {report.Description}; limits: {report.Gigaflops:0} GFLOP/s, " +
             $"{report.GigabytesPerSecond:0.0} GB/s.");
+        foreach (var phase in report.Phases.Where(phase => phase.Kernels.Count > 0))
+            Console.WriteLine($"{phase.Phase}: convolutions and linear layers reach {phase.ProductShare:P1} of the multiply-add limit; the lines add up to " +
+                $"{1e3 * phase.Seconds / phase.Passes:0.0} ms, unprofiled passes took {1e3 * phase.WallSeconds / phase.Passes:0.0} ms " +
+                $"({phase.Seconds / phase.WallSeconds - 1:+0.0 %;-0.0 %}).");
+        Console.WriteLine($"All phases: {report.ExplainedSeconds:0.000} s explained of {report.WallSeconds:0.000} s unprofiled ({report.Gap:+0.0 %;-0.0 %}).");
     }
 }

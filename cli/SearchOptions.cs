@@ -76,9 +76,8 @@ internal sealed class SearchOptions : ComputeOptions
         RequireChoice("--data", Data, "cifar10", "cifar100", "synthetic");
         RequireRange("--epochs", Epochs, 0);
         RequireRange("--batch", Batch, 1);
-        // Far beyond what anybody trains, and small enough to be forecast before it is refused for lack of memory.
-        RequireRange("--channels", Channels, 1, 512);
-        RequireRange("--layers", Layers, 1, 100);
+        RequireRange("--channels", Channels, 1, SearchConfiguration.MaxChannels);
+        RequireRange("--layers", Layers, 1, SearchConfiguration.MaxLayers);
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--valid-limit", ValidLimit, 1);
         if (!(TrainPortion > 0 && TrainPortion < 1))

@@ -10,6 +10,9 @@ internal static class SelectCommand
     public static void Run(SelectOptions options, CancellationToken cancellation)
     {
         var terminal = new Terminal(options);
+        if (!options.Resume && !options.Restart && SelectionRun.IsUnfinished(options.Run, options.By))
+            throw new UserException($"'{options.Run}' holds an unfinished selection by {options.By}; give --resume to go on with it, or --restart to " +
+                "begin anew in its place.");
         using var backend = options.CreateBackend(terminal);
         using var run = RunDirectory.OpenExisting(options.Run);
         var resumed = options.Resume ? SelectionRun.ReadConfiguration(options.Run, options.By) : null;

@@ -51,6 +51,9 @@ internal sealed class SelectOptions : ComputeOptions
     [Option("resume", HelpText = "Go on with an interrupted selection, with its own options.")]
     public bool Resume { get; set; }
 
+    [Option("restart", HelpText = "Begin anew, in place of an interrupted selection.")]
+    public bool Restart { get; set; }
+
     /// <exception cref="UserException">An option that is given differs from what the selection was started with.</exception>
     public void RequireAgreement(SelectionConfiguration kept) => RequireAgreement($"the selection by {By} in '{Run}'",
         ("criterion", Criterion, kept.Criterion == Selection.Criterion.Accuracy ? "acc" : "loss"), ("tune-epochs", TuneEpochs, kept.TuneEpochs),
@@ -69,5 +72,7 @@ internal sealed class SelectOptions : ComputeOptions
         RequireRange("--train-limit", TrainLimit, 1);
         RequireRange("--batch", Batch, 1);
         Selection.Racing.Parse(Racing);
+        if (Resume && Restart)
+            throw new UserException("--resume and --restart contradict each other; give one of them.");
     }
 }

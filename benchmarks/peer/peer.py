@@ -21,21 +21,13 @@ Time on a quiet machine only: the threads of PyTorch spin, so that a busy machin
 """
 
 import argparse
-import json
-import os
-import resource
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "fixtures"))
-import safetensors_file  # noqa: E402
-from supernet import SPACES, DerivedNetwork, new_supernet, parse_genotype  # noqa: E402
+from common import SPACES, DerivedNetwork, add_common, fill, new_supernet, parse_genotype, peak_bytes, report, requests, settings, start
 
-ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 CLIP, AUXILIARY_WEIGHT = 5.0, 0.4
 # The architecture that the DARTS paper found on CIFAR-10 with second order.
 DARTS_V2 = (
@@ -48,36 +40,14 @@ DARTS_V2 = (
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Times PyTorch at the work of our benchmarks.")
-    parser.add_argument("--space", choices=SPACES, default="s5")
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--layers", type=int, default=8, help="cells; for nas-bench-201 cells per stage")
+    add_common(parser)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--mode", choices=["stock", "tuned"], default="stock")
     parser.add_argument("--work", choices=Peer.works(), default="search-step")
     parser.add_argument("--genotype", default=DARTS_V2, help="of derived-train; text form")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lockstep", action="store_true", help="one repeat for each line of standard input")
-    parser.add_argument("--init", help="safetensors file with weights, α and optionally images and labels")
     return parser.parse_args()
-
-
-def load(network, path):
-    """Fills the network's parameters from the file; returns its (images, labels), or None where it has none."""
-    tensors, _ = safetensors_file.read(path)
-    for name, parameter in network.named_parameters():
-        if name not in tensors:
-            raise ValueError(f"File '{path}' has no tensor '{name}'; write it for the same space, channels and layers.")
-        if tensors[name].shape != tuple(parameter.shape):
-            raise ValueError(
-                f"Tensor '{name}' of file '{path}' is {list(tensors[name].shape)}, expected {list(parameter.shape)}."
-            )
-        parameter.data = torch.tensor(tensors[name], dtype=torch.float32)
-    if "images" not in tensors or "labels" not in tensors:
-        return None
-    return torch.tensor(tensors["images"], dtype=torch.float32), torch.tensor(tensors["labels"], dtype=torch.int64)
 
 
 class Peer:
@@ -92,8 +62,9 @@ class Peer:
             self.network = new_supernet(arguments.space, *sizes)
             weights = self.network.weights().values()
             alphas = self.network.alphas().values()
-        batch = load(self.network, arguments.init) if arguments.init else None
-        if batch is None:
+        tensors = fill(self.network, arguments.init) if arguments.init else {}
+        batch = tensors.get("images"), tensors.get("labels")
+        if batch[0] is None or batch[1] is None:
             images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size)
             batch = images, torch.randint(arguments.classes, (arguments.batch,))
         self.images, self.labels = batch
@@ -143,35 +114,22 @@ class Peer:
         return self.weight_step()
 
 
-def report(**line):
-    print(json.dumps(line), flush=True)
-
-
 def main():
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    try:
-        peer = Peer(arguments)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    peer = start(Peer, arguments)
     run = getattr(peer, arguments.work.replace("-", "_"))
     report(
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
+        **settings(arguments),
         work=arguments.work,
-        mode=arguments.mode,
-        allocator={name: os.environ.get(name) for name in ALLOCATOR},
         parameters=sum(p.numel() for p in peer.weights),
         batch=list(peer.images.shape),
         initial_loss=peer.scoring(),
     )
-    for _ in sys.stdin if arguments.lockstep else range(arguments.repeats):
-        start = time.perf_counter()
+    for _ in requests() if arguments.lockstep else range(arguments.repeats):
+        begin = time.perf_counter()
         loss = run()
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        report(work=arguments.work, mode=arguments.mode, seconds=seconds, loss=loss, peak_bytes=peak)
+        seconds = time.perf_counter() - begin
+        report(work=arguments.work, mode=arguments.mode, seconds=seconds, loss=loss, peak_bytes=peak_bytes())
 
 
 main()

@@ -34,37 +34,55 @@ public static class Devices
     /// <summary>The backend of a device.</summary>
     /// <param name="name">One of <see cref="Names"/>.</param>
     /// <param name="threads">Worker threads of the CPU; 0: one per processor.</param>
+    /// <param name="tf32">Multiply with the tensor cores of a CUDA device, in less than float32.</param>
     /// <param name="note">Is told in a line what was chosen where the choice was left to the program.</param>
     /// <exception cref="UserException">The device cannot be used.</exception>
-    public static Backend Create(string name, int threads = 0, Action<string>? note = null)
+    public static Backend Create(string name, int threads = 0, bool tf32 = false, Action<string>? note = null)
     {
         if (name == Auto && Environment.GetEnvironmentVariable(Variable) is { Length: > 0 } replacement)
             name = replacement;
         if (name == Auto)
-            return Choose(threads, note);
+            return Choose(threads, tf32, note);
         return Array.IndexOf(KindNames, name) switch
         {
             (int)DeviceKind.Cpu => new CpuBackend(threads),
-            (int)DeviceKind.Cuda => new CudaBackend(DeviceKind.Cuda),
-            (int)DeviceKind.CudaEmulated => new CudaBackend(DeviceKind.CudaEmulated),
+            (int)DeviceKind.Cuda => Cuda(DeviceKind.Cuda, tf32),
+            (int)DeviceKind.CudaEmulated => Cuda(DeviceKind.CudaEmulated, tf32),
             _ => throw new UserException($"There is no device '{name}'; choose {string.Join(", ", Names)}."),
         };
     }
 
-    private static Backend Choose(int threads, Action<string>? note)
+    private static CudaBackend Cuda(DeviceKind kind, bool tf32)
+    {
+        var backend = new CudaBackend(kind);
+        try
+        {
+            backend.Tf32 = tf32;
+            return backend;
+        }
+        catch
+        {
+            backend.Dispose();
+            throw;
+        }
+    }
+
+    private static Backend Choose(int threads, bool tf32, Action<string>? note)
     {
         Backend backend;
         var reason = "";
         try
         {
             // Without a device file there is no driver to ask.
-            backend = CudaDevice.MayExist ? new CudaBackend(DeviceKind.Cuda) : new CpuBackend(threads);
+            backend = CudaDevice.MayExist ? Cuda(DeviceKind.Cuda, tf32) : new CpuBackend(threads);
         }
         catch (UserException e)
         {
             backend = new CpuBackend(threads);
             reason = $"; not cuda: {e.Message.TrimEnd('.')}";
         }
+        if (tf32 && backend is CpuBackend)
+            reason += "; --tf32 is for CUDA, this is float32";
         note?.Invoke($"device: {backend.Description}{reason}");
         return backend;
     }

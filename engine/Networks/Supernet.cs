@@ -270,6 +270,16 @@ public sealed class SupernetPass
         }
     }
 
+    /// <summary>For every variant and image of the batch: 1 where the largest logit is the label's, else 0.</summary>
+    /// <param name="correct">[Variants, Images].</param>
+    public void ReadCorrect(Span<int> correct)
+    {
+        var computed = _loss.Logits.Shape.Variants;
+        _loss.ReadCorrect(_tape.Backend, correct[..(computed * Images)]);
+        for (var v = computed; v < Variants; v++)
+            correct[..Images].CopyTo(correct.Slice(v * Images, Images));
+    }
+
     /// <summary>The mixing weights of every variant: softmax(alpha), one-hot where decided, zero where removed or masked.</summary>
     private ReadOnlySpan<double> MixingRows(CellType type)
     {

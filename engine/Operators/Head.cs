@@ -144,7 +144,7 @@ public sealed class Linear : Operator
 public sealed class SoftmaxCrossEntropy : Operator
 {
     private readonly Tensor _logits;
-    private readonly Block _labels, _lossSums, _correctCounts;
+    private readonly Block _labels, _imageCorrect, _lossSums, _correctCounts;
     private Block? _dlogits;
 
     /// <param name="labels">int32 [N].</param>
@@ -152,6 +152,7 @@ public sealed class SoftmaxCrossEntropy : Operator
     {
         (_logits, _labels) = (logits, labels);
         var shape = logits.Shape;
+        _imageCorrect = Kept(tape, shape.Variants * shape.Images * sizeof(int));
         _lossSums = Kept(tape, shape.Variants * sizeof(double));
         _correctCounts = Kept(tape, shape.Variants * sizeof(long));
         tape.Keep(logits.Data);
@@ -178,6 +179,10 @@ public sealed class SoftmaxCrossEntropy : Operator
     public void ReadCorrectCounts(Backend backend, Span<long> counts) =>
         backend.ReadBytes(_correctCounts.Address, System.Runtime.InteropServices.MemoryMarshal.AsBytes(counts));
 
+    /// <summary>Per variant and image, [V, N]: 1 where the largest logit is the label's, else 0.</summary>
+    public void ReadCorrect(Backend backend, Span<int> correct) =>
+        backend.ReadBytes(_imageCorrect.Address, System.Runtime.InteropServices.MemoryMarshal.AsBytes(correct));
+
     internal override IEnumerable<Block?> ForwardBlocks() => [_logits.Data, _labels];
 
     internal override IEnumerable<Block?> BackwardBlocks() => [_logits.Data, _labels, _dlogits];
@@ -193,6 +198,7 @@ public sealed class SoftmaxCrossEntropy : Operator
     {
         Logits = _logits.Data.Address,
         Labels = _labels.Address,
+        ImageCorrect = _imageCorrect.Address,
         LossSums = _lossSums.Address,
         CorrectCounts = _correctCounts.Address,
         Dlogits = dlogits,

@@ -4,41 +4,52 @@ using PerturbNas.Tensors;
 
 namespace PerturbNas.Operators;
 
-/// <summary>Max or average pooling 3x3, padding 1 (the average excludes padding); the output is raw, whether or not a batch norm follows.</summary>
+/// <summary>
+/// Max or average pooling 3x3, padding 1 (the average excludes padding). The edges that leave a node pool the same value: it is pooled
+/// once, and every edge gets a raw tensor of its own on the common output, because each has its own batch norm and gradient.
+/// </summary>
 public sealed class Pool : Operator
 {
-    private readonly Tensor _x, _y;
+    private readonly Tensor _x;
     private readonly bool _max;
     private readonly int _stride;
     private readonly Block? _argmax;
+
+    // One per edge; all have the data and the statistics of the first.
+    private readonly List<Tensor> _outputs = [];
     private Block? _dx;
     private bool _accumulate;
 
     private Pool(Tape tape, Tensor x, bool max, int stride, bool normalized)
     {
         (_x, _max, _stride) = (x, max, stride);
-        _y = Raw.Create(tape, x.Shape.Strided(stride, x.Shape.Channels), x.NeedsGradient, normalized);
-        (Wave, _y.Wave) = (x.Wave, x.Wave + 1);
+        Wave = x.Wave;
+        AddOutput(Raw.Create(tape, x.Shape.Strided(stride, x.Shape.Channels), x.NeedsGradient, normalized));
         if (max && x.NeedsGradient)
-            _argmax = tape.AllocateBytes(_y.Shape.Count);
+            _argmax = tape.AllocateBytes(_outputs[0].Shape.Count);
     }
 
+    /// <summary>The pooled value as a raw tensor, whether or not a batch norm follows (`normalized`).</summary>
     public static Tensor Apply(Tape tape, Tensor x, bool max, int stride, bool normalized)
     {
+        var earlier = x.Pools.Find(pool => pool._max == max && pool._stride == stride);
+        if (earlier is not null)
+            return earlier.AddOutput(earlier._outputs[0].Again());
         var operation = new Pool(tape, x, max, stride, normalized);
+        x.Pools.Add(operation);
         tape.Record(operation);
-        return operation._y;
+        return operation._outputs[0];
     }
 
     public override string Name => _max ? "max_pool_3x3" : "avg_pool_3x3";
 
     internal override bool IsPerImage => true;
 
-    internal override bool NeedsBackward => _y.PendingG is not null;
+    internal override bool NeedsBackward => _outputs.Exists(output => output.PendingG is not null);
 
     public override void Forward(Backend backend)
     {
-        var arguments = Arguments() with { Statistics = _y.Statistics?.Address ?? 0 };
+        var arguments = Arguments() with { Statistics = _outputs[0].Statistics?.Address ?? 0 };
         if (_max)
             backend.MaxPoolForward(arguments);
         else
@@ -49,27 +60,42 @@ public sealed class Pool : Operator
 
     public override void Backward(Backend backend)
     {
-        var arguments = Arguments() with
+        var accumulate = _accumulate;
+        foreach (var output in _outputs)
         {
-            G = _y.PendingG!.Address,
-            Coefficients = _y.Coefficients!.Address,
-            Dx = _dx!.Address,
-            Accumulate = _accumulate ? 1 : 0,
-        };
-        if (_max)
-            backend.MaxPoolBackward(arguments);
-        else
-            backend.AvgPoolBackward(arguments);
+            if (output.PendingG is null)
+                continue;
+            var arguments = Arguments() with
+            {
+                G = output.PendingG.Address,
+                Coefficients = output.Coefficients!.Address,
+                Dx = _dx!.Address,
+                Accumulate = accumulate ? 1 : 0,
+            };
+            if (_max)
+                backend.MaxPoolBackward(arguments);
+            else
+                backend.AvgPoolBackward(arguments);
+            accumulate = true;
+        }
     }
 
-    internal override IEnumerable<Block?> ForwardBlocks() => [_x.Data, _y.Data, _y.Statistics, _argmax];
+    internal override IEnumerable<Block?> ForwardBlocks() => [_x.Data, _outputs[0].Data, _outputs[0].Statistics, _argmax];
 
-    internal override IEnumerable<Block?> BackwardBlocks() => [_y.Data, _argmax, _y.PendingG, _y.Coefficients, _dx];
+    internal override IEnumerable<Block?> BackwardBlocks() =>
+        [_outputs[0].Data, _argmax, _dx, .. _outputs.SelectMany(output => new[] { output.PendingG, output.Coefficients })];
+
+    private Tensor AddOutput(Tensor output)
+    {
+        output.Wave = Wave + 1;
+        _outputs.Add(output);
+        return output;
+    }
 
     private PoolArgs Arguments() => new()
     {
         X = _x.Data.Address,
-        Y = _y.Data.Address,
+        Y = _outputs[0].Data.Address,
         Argmax = _argmax?.Address ?? 0,
         Variants = _x.Shape.Variants,
         Images = _x.Shape.Images,

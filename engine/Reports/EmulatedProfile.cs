@@ -12,11 +12,10 @@ namespace PerturbNas.Reports;
 /// <summary>One kernel of a phase: what its calls have to do at full size, and what the emulated device saw it do in a smaller one.</summary>
 /// <param name="Kernel">The kernel's name as in kernels/.</param>
 /// <param name="Calls">Calls in one pass of the phase, at full size.</param>
-/// <param name="Launches">Launches that these calls are on a CUDA device.</param>
 /// <param name="Cost">The least that they have to do.</param>
 /// <param name="Sample">The counters of the smaller pass.</param>
 /// <param name="SampleCost">The least that its calls have to do.</param>
-public sealed record EmulatedKernel(string Kernel, int Calls, long Launches, Cost Cost, EmulatedCounters Sample, Cost SampleCost)
+public sealed record EmulatedKernel(string Kernel, int Calls, Cost Cost, EmulatedCounters Sample, Cost SampleCost)
 {
     /// <summary>Float operations executed over those of the operator's definition; 1 where nothing is computed twice.</summary>
     public double FlopFactor => SampleCost.Flops == 0 ? 1 : Math.Max(1, (double)Sample.FloatOperations / SampleCost.Flops);
@@ -29,10 +28,12 @@ public sealed record EmulatedKernel(string Kernel, int Calls, long Launches, Cos
         Math.Max(Cost.Flops * FlopFactor / limits.Gigaflops, Cost.Bytes * ByteFactor / limits.GigabytesPerSecond) / 1e9;
 }
 
-/// <summary>A phase with its kernels, those with the longest predicted time first.</summary>
-public sealed record EmulatedPhase(string Phase, IReadOnlyList<EmulatedKernel> Kernels)
+/// <summary>A phase.</summary>
+/// <param name="Launches">Launches of one pass at full size, by the kernel's name in PTX; several calls may share one, or a call take several.</param>
+/// <param name="Kernels">Those with the longest predicted time first.</param>
+public sealed record EmulatedPhase(string Phase, IReadOnlyDictionary<string, long> Launches, IReadOnlyList<EmulatedKernel> Kernels)
 {
-    public long Launches => Kernels.Sum(kernel => kernel.Launches);
+    public long LaunchCount => Launches.Values.Sum();
 
     public double SecondsAtLeast(MachineLimits limits) => Kernels.Sum(kernel => kernel.SecondsAtLeast(limits));
 }
@@ -47,6 +48,8 @@ public static class EmulatedProfile
     /// <summary>The smaller pass: three cells have all extents of the full size.</summary>
     public const int SampleImages = 2, SampleLayers = 3;
 
+    private const string Scoring = "scoring";
+
     /// <param name="configuration">The full size.</param>
     /// <param name="emulated">The emulated device.</param>
     /// <param name="cancellation">Checked between passes.</param>
@@ -57,58 +60,70 @@ public static class EmulatedProfile
             Batch = Math.Min(configuration.Batch, SampleImages),
             Layers = Math.Min(configuration.Layers, SampleLayers),
         };
+        var phase = "";
         var sample = new Dictionary<(string, string), (EmulatedCounters Counters, Cost Cost)>();
         var before = emulated.Emulated;
-        Run(sampleSize, emulated, (phase, call) =>
+        using (var metered = new MeteredBackend(emulated))
         {
-            var after = emulated.Emulated;
-            var sum = sample.GetValueOrDefault((phase, call.Kernel));
-            sample[(phase, call.Kernel)] = (sum.Counters + (after - before), sum.Cost + call.Cost);
-            before = after;
-        }, cancellation);
+            metered.Called = call =>
+            {
+                var after = emulated.Emulated;
+                var sum = sample.GetValueOrDefault((phase, call.Kernel));
+                sample[(phase, call.Kernel)] = (sum.Counters + (after - before), sum.Cost + call.Cost);
+                before = after;
+            };
+            Run(sampleSize, metered, next => phase = next, cancellation);
+        }
 
-        using var counter = new CudaLaunchCounter();
-        var full = new Dictionary<(string Phase, string Kernel), (int Calls, long Launches, Cost Cost)>();
-        long launched = 0;
-        Run(configuration, counter, (phase, call) =>
+        var full = new Dictionary<(string Phase, string Kernel), (int Calls, Cost Cost)>();
+        using (var planned = new MeteredBackend())
         {
-            var launches = counter.Launches.Values.Sum();
-            var sum = full.GetValueOrDefault((phase, call.Kernel));
-            full[(phase, call.Kernel)] = (sum.Calls + 1, sum.Launches + launches - launched, sum.Cost + call.Cost);
-            launched = launches;
-        }, cancellation);
+            planned.Called = call =>
+            {
+                var sum = full.GetValueOrDefault((phase, call.Kernel));
+                full[(phase, call.Kernel)] = (sum.Calls + 1, sum.Cost + call.Cost);
+            };
+            Run(configuration, planned, next => phase = next, cancellation);
+        }
+        var launches = Launches(configuration);
         var limits = emulated.MeasureLimits();
         return
         [
-            .. full.GroupBy(entry => entry.Key.Phase).Select(phase => new EmulatedPhase(phase.Key,
+            .. launches.Keys.Select(name => new EmulatedPhase(name, launches[name],
             [
-                .. phase.Select(entry =>
+                .. full.Where(entry => entry.Key.Phase == name).Select(entry =>
                 {
                     var (counters, cost) = sample.GetValueOrDefault(entry.Key);
-                    return new EmulatedKernel(entry.Key.Kernel, entry.Value.Calls, entry.Value.Launches, entry.Value.Cost, counters, cost);
+                    return new EmulatedKernel(entry.Key.Kernel, entry.Value.Calls, entry.Value.Cost, counters, cost);
                 }).OrderByDescending(kernel => kernel.SecondsAtLeast(limits)),
             ])),
         ];
     }
 
-    /// <summary>Launches of one alpha step and one weight step together, at any size without a device.</summary>
-    public static long LaunchesPerSearchStep(SearchConfiguration configuration)
+    /// <summary>Launches of one alpha step and one weight step together, at any size and without a device.</summary>
+    public static long LaunchesPerSearchStep(SearchConfiguration configuration) =>
+        Launches(configuration).Where(phase => phase.Key != Scoring).Sum(phase => phase.Value.Values.Sum());
+
+    private static Dictionary<string, Dictionary<string, long>> Launches(SearchConfiguration configuration)
     {
         using var counter = new CudaLaunchCounter();
-        long scoring = 0, before = 0;
-        Run(configuration, counter, (phase, _) =>
+        var (phase, before) = ("", new Dictionary<string, long>());
+        var launches = new Dictionary<string, Dictionary<string, long>>();
+        Run(configuration, counter, next =>
         {
-            var launches = counter.Launches.Values.Sum();
-            scoring += phase == "scoring" ? launches - before : 0;
-            before = launches;
+            var after = counter.Launches.ToDictionary();
+            if (phase.Length > 0)
+                launches[phase] = after.Where(kernel => kernel.Value > before.GetValueOrDefault(kernel.Key))
+                    .ToDictionary(kernel => kernel.Key, kernel => kernel.Value - before.GetValueOrDefault(kernel.Key));
+            (phase, before) = (next, after);
         }, CancellationToken.None);
-        return before - scoring;
+        return launches;
     }
 
-    private static void Run(SearchConfiguration configuration, Backend inner, Action<string, KernelCall> called, CancellationToken cancellation)
+    /// <param name="next">Told the name of every phase before it runs, and an empty one after the last.</param>
+    private static void Run(SearchConfiguration configuration, Backend backend, Action<string> next, CancellationToken cancellation)
     {
         const int classes = 10, imageSize = 32;
-        using var backend = new MeteredBackend(inner);
         using var network = new Supernet(backend, configuration.ParseSpace(),
             new SupernetSize(configuration.Channels, configuration.Layers, classes, imageSize), configuration.Seed);
         using var arena = new Arena(backend);
@@ -123,20 +138,20 @@ public static class EmulatedProfile
         Mask[] masks = [.. network.Space.Operations(CellType.Normal)[0].Select((_, o) => new Mask(CellType.Normal, 0, o))];
         Pass("alpha step", new TapeOptions(BatchNormMode.Training, AlphaGradients: true), [Mask.None], adam.Step);
         Pass("weight step", new TapeOptions(BatchNormMode.Training, WeightGradients: true), [Mask.None], () => sgd.Step((float)configuration.Schedule.First));
-        Pass("scoring", new TapeOptions(BatchNormMode.BatchStatistics), masks, null);
+        Pass(Scoring, new TapeOptions(BatchNormMode.BatchStatistics), masks, null);
+        next("");
 
         void Pass(string phase, TapeOptions options, IReadOnlyList<Mask> variants, Action? update)
         {
             cancellation.ThrowIfCancellationRequested();
             var pass = network.Record(arena, options, configuration.Batch, new EdgeStates(), variants);
-            backend.Called = call => called(phase, call);
+            next(phase);
             pass.Forward(images, labels);
             if (update is not null)
             {
                 pass.Backward();
                 update();
             }
-            backend.Called = null;
         }
     }
 }

@@ -25,21 +25,24 @@ public sealed record KernelProfile(string Kernel, int Calls, double Seconds, Cos
 /// <summary>A phase, run several times.</summary>
 /// <param name="Passes">How often it ran.</param>
 /// <param name="Seconds">Wall-clock time of all passes together.</param>
+/// <param name="UnprofiledSeconds">The same of as many passes, taken in turns with these, that nobody looked into.</param>
 /// <param name="Kernels">Its kernels, those that take longest first.</param>
-public sealed record PhaseProfile(string Phase, int Passes, double Seconds, IReadOnlyList<KernelProfile> Kernels)
+public sealed record PhaseProfile(string Phase, int Passes, double Seconds, double UnprofiledSeconds, IReadOnlyList<KernelProfile> Kernels)
 {
-    /// <summary>What is between the kernels: the tape's own work, mixing weights, reading results; all of a phase without kernels.</summary>
-    public double BetweenSeconds => Seconds - Kernels.Sum(kernel => kernel.Seconds);
+    /// <summary>What is not in kernels: the tape's own work, mixing weights, reading results; all of a phase without kernels.</summary>
+    public double OtherSeconds => Seconds - Kernels.Sum(kernel => kernel.Seconds);
 }
 
 /// <summary>
 /// Where the time of a search and of scoring goes: runs some alpha steps, weight steps and scoring passes of one edge as the trainer and the
-/// masked evaluation do, after one of each to warm up, and times every kernel call.
+/// masked evaluation do, after some to warm up, and times every kernel call. Calls that ran as a group share the group's time in
+/// proportion to what they take one by one.
 /// </summary>
 public sealed class StepProfile
 {
     private readonly List<(string Phase, long Start, long End)> _spans = [];
     private readonly List<(int Span, KernelCall Call)> _calls = [];
+    private readonly Dictionary<string, long> _unprofiled = [];
 
     private StepProfile()
     {
@@ -71,7 +74,6 @@ public sealed class StepProfile
         using var sgd = new Sgd(backend, network.Parameters);
         using var adam = new AlphaAdam(backend, network.Alphas);
         var states = new EdgeStates();
-        backend.Called = call => profile._calls.Add((profile._spans.Count, call));
 
         var alphas = new BatchLoader(validation, batch, configuration.Seed, "alpha", augment: true, configuration.Cutout);
         var weights = new BatchLoader(train, batch, configuration.Seed, "weights", augment: true, configuration.Cutout);
@@ -95,13 +97,32 @@ public sealed class StepProfile
             var correct = new long[pass.Variants];
             // Only batches that are full: the pass is recorded for one size.
             var batches = Math.Max(1, loader.Steps - 1);
-            for (var step = -1; step < steps; step++)
+            loader.Fill(0, 0, images, labels);
+            Once(null);
+            var calls = new List<KernelCall>();
+            backend.PassesGroups = false;
+            Once(calls.Add);
+            backend.PassesGroups = true;
+            long[] alone = [.. calls.Select(call => call.End - call.Start)];
+            for (var step = 0; step < steps; step++)
             {
                 cancellation.ThrowIfCancellationRequested();
                 var start = Stopwatch.GetTimestamp();
-                loader.Fill(0, Math.Max(0, step) % batches, images, labels);
+                loader.Fill(0, step % batches, images, labels);
                 profile.Close("data", start);
                 start = Stopwatch.GetTimestamp();
+                calls.Clear();
+                Once(calls.Add);
+                profile.Close(phase, start);
+                profile._calls.AddRange(Divide(calls, alone).Select(call => (profile._spans.Count - 1, call)));
+                start = Stopwatch.GetTimestamp();
+                Once(null);
+                profile._unprofiled[phase] = profile._unprofiled.GetValueOrDefault(phase) + Stopwatch.GetTimestamp() - start;
+            }
+
+            void Once(Action<KernelCall>? called)
+            {
+                backend.Called = called;
                 pass.Forward(images.AsSpan(0, pass.Images * train.ImageSize), labels.AsSpan(0, pass.Images));
                 pass.ReadResults(losses, correct);
                 if (update is not null)
@@ -109,9 +130,33 @@ public sealed class StepProfile
                     pass.Backward();
                     update();
                 }
-                profile.Close(phase, start);
-                if (step < 0)
-                    profile.ForgetLast(2);
+                backend.Called = null;
+            }
+        }
+    }
+
+    /// <summary>Gives calls that ran as a group times of their own, one after the other.</summary>
+    /// <param name="calls">All calls of a pass.</param>
+    /// <param name="alone">What each of them took when it ran alone.</param>
+    internal static IEnumerable<KernelCall> Divide(IReadOnlyList<KernelCall> calls, long[] alone)
+    {
+        for (var first = 0; first < calls.Count;)
+        {
+            if (calls[first].Group == 0)
+            {
+                yield return calls[first++];
+                continue;
+            }
+            var end = first;
+            while (end < calls.Count && calls[end].Group == calls[first].Group)
+                end++;
+            var scale = (double)(calls[first].End - calls[first].Start) / Math.Max(1, alone[first..end].Sum());
+            double start = calls[first].Start;
+            for (; first < end; first++)
+            {
+                var next = start + scale * alone[first];
+                yield return calls[first] with { Start = (long)start, End = (long)next };
+                start = next;
             }
         }
     }
@@ -176,18 +221,12 @@ public sealed class StepProfile
 
     private void Close(string phase, long start) => _spans.Add((phase, start, Stopwatch.GetTimestamp()));
 
-    private void ForgetLast(int spans)
-    {
-        _spans.RemoveRange(_spans.Count - spans, spans);
-        _calls.RemoveAll(entry => entry.Span >= _spans.Count);
-    }
-
     private int TrackOf(string phase) => Phases.Select(profile => profile.Phase).ToList().IndexOf(phase);
 
     private void Summarise() => Phases =
     [
         .. _spans.GroupBy(span => span.Phase).Select(spans => new PhaseProfile(spans.Key, spans.Count(),
-            spans.Sum(span => Seconds(span.Start, span.End)),
+            spans.Sum(span => Seconds(span.Start, span.End)), Seconds(0, _unprofiled.GetValueOrDefault(spans.Key)),
             [
                 .. _calls.Where(entry => _spans[entry.Span].Phase == spans.Key).GroupBy(entry => entry.Call.Kernel)
                     .Select(calls => new KernelProfile(calls.Key, calls.Count(), calls.Sum(entry => Seconds(entry.Call.Start, entry.Call.End)),

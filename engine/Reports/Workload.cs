@@ -39,7 +39,8 @@ public sealed class Workload
     private void Add(Workload other, double times)
     {
         foreach (var (kernel, work) in other._kernels)
-            Add(kernel, new KernelWork(times * work.Calls, new Cost((long)(times * work.Cost.Flops), (long)(times * work.Cost.Bytes))));
+            Add(kernel, new KernelWork(times * work.Calls, new Cost((long)(times * work.Cost.Flops),
+                (long)(times * work.Cost.Bytes), (long)(times * work.Cost.ProductFlops))));
     }
 
     private void Add(string kernel, KernelWork work)

@@ -66,7 +66,7 @@ public sealed class MaskedEvaluation(Supernet network, Arena arena, ImageSet ima
             return [.. Evaluate(states, masks, afterBatch, cancellation).Select(totals => (totals, (string?)null))];
         var batches = Enumerable.Range(0, Batches).ToArray();
         order.Shuffle(batches);
-        var race = new Race(masks.Count, Images, Batches, Math.Min(batchSize, images.Count), lowestWins, racing);
+        var race = new Race(masks.Count, Images, lowestWins, racing);
         var totals = new Totals[masks.Count];
         SupernetPass? pass = null;
         for (var seen = 0; seen < batches.Length && (seen == 0 || race.Alive.Count > 1); seen++)
@@ -77,10 +77,29 @@ public sealed class MaskedEvaluation(Supernet network, Arena arena, ImageSet ima
             pass = RunBatch(pass, states, group, batches[seen], results);
             for (var a = 0; a < group.Count; a++)
                 totals[race.Alive[a]] += results[a];
-            race.Add([.. results.Select(result => result.Correct)], pass.Images);
+            var correct = new int[group.Count * pass.Images];
+            pass.ReadCorrect(correct);
+            race.Add(correct);
             afterBatch?.Invoke(pass.Images * group.Count);
         }
         return [.. totals.Select((total, candidate) => (total, race.Dropped(candidate)))];
+    }
+
+    /// <summary>
+    /// Which images every candidate gets right in the full pass: for every batch, for every candidate, for every image, 1 or 0.
+    /// </summary>
+    /// <param name="masks">At most <see cref="Supernet.MaxVariants"/>.</param>
+    public int[][] Record(EdgeStates states, IReadOnlyList<Mask> masks, CancellationToken cancellation = default)
+    {
+        var batches = new int[Batches][];
+        SupernetPass? pass = null;
+        for (var step = 0; step < Batches; step++)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            pass = RunBatch(pass, states, masks, step, new Totals[masks.Count]);
+            pass.ReadCorrect(batches[step] = new int[masks.Count * pass.Images]);
+        }
+        return batches;
     }
 
     // Evaluates one batch, on the pass of the batch before if that fits.

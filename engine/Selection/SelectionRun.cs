@@ -1,3 +1,4 @@
+using System.Text.Json;
 using System.Text.Json.Serialization;
 using PerturbNas.Data;
 using PerturbNas.Networks;
@@ -41,6 +42,17 @@ public sealed record SelectionConfiguration
     [JsonIgnore]
     public CosineSchedule Schedule { get; } = new(0.0025, 0);
 
+    internal void Validate(ConfigurationFile file)
+    {
+        file.RequireVersion1(Version);
+        file.RequireChoice("by", By, Selectors);
+        file.RequireRange("tune_epochs", TuneEpochs, 0);
+        file.RequireRange("batch", Batch, 1);
+        file.RequireRange("train_limit", TrainLimit, 1);
+        file.RequireRange("valid_limit", ValidLimit, 1);
+        Selection.Racing.Parse(Racing, $"'racing' in '{file.Path}'");
+    }
+
     internal float Rate(int epoch) => CosineTuning ? Schedule.Rate(epoch, TuneEpochs) : (float)Schedule.First;
 }
 
@@ -54,7 +66,7 @@ public sealed record SelectionResult(string By, string Genotype, double Loss, do
 /// </summary>
 public sealed class SelectionRun : IDisposable
 {
-    private const string DecisionsFile = "decisions.jsonl", MetricsFile = "metrics.jsonl", GenotypeFile = "genotype.txt";
+    private const string ConfigurationFileName = "config.json", DecisionsFile = "decisions.jsonl", MetricsFile = "metrics.jsonl", GenotypeFile = "genotype.txt", ResultFile = "result.json";
     private static readonly TimeSpan _checkpointInterval = TimeSpan.FromSeconds(60);
 
     // A training step costs about three forward passes.
@@ -101,10 +113,10 @@ public sealed class SelectionRun : IDisposable
         {
             using (var search = new SupernetSearch(experiment))
                 search.RestoreFinished();
-            foreach (var stale in (ReadOnlySpan<string>)["config.json", DecisionsFile, MetricsFile, GenotypeFile, "result.json", "checkpoints/selection.safetensors"])
+            foreach (var stale in (ReadOnlySpan<string>)[ConfigurationFileName, DecisionsFile, MetricsFile, GenotypeFile, ResultFile, "checkpoints/selection.safetensors"])
                 if (File.Exists(run.PathOf(stale)))
                     File.Delete(run.PathOf(stale));
-            run.WriteJson("config.json", configuration);
+            run.WriteJson(ConfigurationFileName, configuration);
             return selection;
         }
         catch
@@ -147,11 +159,16 @@ public sealed class SelectionRun : IDisposable
         if (!RunDirectory.Exists(folder))
             return null;
         using var run = RunDirectory.OpenExisting(folder);
-        var configuration = run.ReadJson<SelectionConfiguration>("config.json");
-        if (configuration.Version != 1)
-            throw new UserException($"'{run.PathOf("config.json")}' has version {configuration.Version}, this program reads version 1; " +
-                "use the program that wrote it.");
+        var configuration = run.ReadJson<SelectionConfiguration>(ConfigurationFileName);
+        configuration.Validate(new ConfigurationFile(run.PathOf(ConfigurationFileName)));
         return configuration;
+    }
+
+    /// <summary>Whether a run's folder holds a selection that was begun and did not end.</summary>
+    public static bool IsUnfinished(string runFolder, string by)
+    {
+        var folder = FolderOf(runFolder, by);
+        return RunDirectory.Exists(folder) && !File.Exists(Path.Combine(folder, ResultFile));
     }
 
     public IReadOnlyList<Decision> Decisions => _selector.Decisions;
@@ -162,19 +179,14 @@ public sealed class SelectionRun : IDisposable
     /// <exception cref="OperationCanceledException">Cancelled; the state has been saved.</exception>
     public SelectionResult Run(Action<Progress>? progress, CancellationToken cancellation)
     {
-        var (genotype, states) = _configuration.By == "magnitude"
-            ? MagnitudeSelector.Select(_experiment.Network)
-            : Perturb(progress, cancellation);
+        var (states, decisions) = _configuration.By == "magnitude" ? Weigh() : Perturb(progress, cancellation);
+        var genotype = _experiment.Network.Space.ToGenotype(states);
         var totals = _evaluation.Evaluate(states, [Mask.None], null, cancellation)[0];
-        var result = new SelectionResult(_configuration.By, genotype.ToString(), totals.Loss, totals.Accuracy, _selector.Decisions.Count);
+        var result = new SelectionResult(_configuration.By, genotype.ToString(), totals.Loss, totals.Accuracy, decisions);
         _run.WriteText(GenotypeFile, result.Genotype + "\n");
         _experiment.Run.WriteText(GenotypeFile, result.Genotype + "\n");
-        // Decisions of an earlier selection would not be those of this genotype.
-        if (File.Exists(_run.PathOf(DecisionsFile)))
-            _experiment.Run.WriteText(DecisionsFile, File.ReadAllText(_run.PathOf(DecisionsFile)));
-        else
-            File.Delete(_experiment.Run.PathOf(DecisionsFile));
-        _run.WriteJson("result.json", result);
+        _experiment.Run.WriteText(DecisionsFile, File.ReadAllText(_run.PathOf(DecisionsFile)));
+        _run.WriteJson(ResultFile, result);
         return result;
     }
 
@@ -187,7 +199,14 @@ public sealed class SelectionRun : IDisposable
     private PerturbationSelector NewSelector(IEnumerable<Decision> decisions) => new(_experiment.Network, _evaluation, _configuration.Criterion,
         Selection.Racing.Parse(_configuration.Racing), _configuration.Seed, _configuration.ReferenceQuirks, decisions);
 
-    private (Genotype Genotype, EdgeStates States) Perturb(Action<Progress>? progress, CancellationToken cancellation)
+    private (EdgeStates States, int Decisions) Weigh()
+    {
+        var (decisions, states) = MagnitudeSelector.Select(_experiment.Network);
+        _run.WriteText(DecisionsFile, string.Concat(decisions.Select(decision => JsonSerializer.Serialize(decision, RunDirectory.Json) + "\n")));
+        return (states, decisions.Count);
+    }
+
+    private (EdgeStates States, int Decisions) Perturb(Action<Progress>? progress, CancellationToken cancellation)
     {
         StartProgress();
         for (; _round < PerturbationSelector.Rounds; _round++, _roundStep = 0)
@@ -203,7 +222,7 @@ public sealed class SelectionRun : IDisposable
                 _decisionsBytes = _run.AppendLine(DecisionsFile, decision);
             Save();
         }
-        return (_experiment.Network.Space.ToGenotype(_selector.States), _selector.States);
+        return (_selector.States, _selector.Decisions.Count);
     }
 
     private void Decide(Action<Progress>? progress, CancellationToken cancellation)

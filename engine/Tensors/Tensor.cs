@@ -21,15 +21,21 @@ public sealed class Tensor
     /// <summary>A value that is given from outside: no gradient.</summary>
     internal Tensor(Block data, Shape shape) => (Data, Shape) = (data, shape);
 
+    /// <summary>The same raw value once more, for a consumer of its own with a normalisation and a gradient of its own.</summary>
+    internal Tensor Again() => new(Data, Shape) { NeedsGradient = NeedsGradient, IsRaw = true, Statistics = Statistics };
+
     public Shape Shape { get; }
 
     public Block Data { get; }
 
     /// <summary>Whether anything that this tape wants gradients for lies upstream.</summary>
-    public bool NeedsGradient { get; }
+    public bool NeedsGradient { get; private init; }
 
     /// <summary>The output has not been finished by its producer: normalisation and gradient are pending.</summary>
     public bool IsRaw { get; init; }
+
+    /// <summary>The pools of this value that have been recorded.</summary>
+    internal List<Pool> Pools { get; } = [];
 
     /// <summary>The first wave of a node's operators that can use this value (see <see cref="Operator.Wave"/>).</summary>
     internal int Wave { get; set; }

@@ -66,7 +66,7 @@ public sealed class Experiment : IDisposable
                 Checkpoint.ReadInitial(initialFile, experiment.Network);
             using (var search = new SupernetSearch(experiment))
                 search.Save();
-            run.WriteJson("config.json", configuration);
+            run.WriteJson(SearchConfiguration.FileName, configuration);
             return experiment;
         }
         catch
@@ -81,10 +81,7 @@ public sealed class Experiment : IDisposable
     /// <param name="adjust">Checks the configuration, or changes it for this process only, before the data are read.</param>
     public static Experiment Open(RunDirectory run, Backend backend, Func<SearchConfiguration, SearchConfiguration>? adjust = null)
     {
-        var configuration = run.ReadJson<SearchConfiguration>("config.json");
-        if (configuration.Version != 1)
-            throw new UserException($"'{run.PathOf("config.json")}' has version {configuration.Version}, this program reads version 1; " +
-                "use the program that wrote it.");
+        var configuration = SearchConfiguration.Read(run);
         return new Experiment(run, adjust is null ? configuration : adjust(configuration), backend);
     }
 

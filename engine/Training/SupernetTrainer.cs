@@ -109,6 +109,6 @@ public sealed class SupernetTrainer : IDisposable
         return new Totals(loss[0], correct[0], images);
     }
 
-    private UserException NotFinite(string what, long step) => new($"Training stopped at epoch {step / _train.Steps}, step {step % _train.Steps}: " +
+    private UserException NotFinite(string what, long step) => new($"Training stopped in epoch {step / _train.Steps + 1}, step {step % _train.Steps + 1} of {_train.Steps}: " +
         $"{what}; the last checkpoint is kept, but resuming would stop here again: start anew with another seed, from sound weights.");
 }

@@ -16,8 +16,10 @@ namespace {
 
 constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
-constexpr int kTileBytes = 8 << 10;  // of the depthwise output
-constexpr int kRowsAhead = 2;        // between the row of dx being written and the one being prefetched
+// Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
+// more from long tiles.
+constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
+constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
 // Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
 // numbers).
@@ -93,8 +95,8 @@ struct Shape {
   }
   int64_t in_size() const { return int64_t(height) * width * in_channels; }
   int64_t out_size() const { return int64_t(out_h) * out_w * out_channels; }
-  int tile_rows(int row_pixels, int vectors) const {
-    int rows = max(kTileBytes / (row_pixels * vectors * L * 4), (31 + row_pixels) / row_pixels);
+  int tile_rows(int row_pixels, int vectors, int bytes) const {
+    int rows = max(bytes / (row_pixels * vectors * L * 4), (31 + row_pixels) / row_pixels);
     return min(rows, out_h);
   }
 };
@@ -452,11 +454,18 @@ PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, flo
   }
 }
 
+// An output larger than the second-level cache has left it before anyone reads it.
+constexpr int64_t kStreamedFloats = 1 << 18;
+PN_INLINE bool is_streamed(const float* p, int channels, int64_t floats) {
+  return floats > kStreamedFloats && channels % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * 4) == 0;
+}
+
 // A forward call: how it is tiled, and its packed weights.
 struct ForwardCall {
   Shape s;
   DepthwiseRow* kernel;
   int tile_rows;
+  bool streamed;  // y goes past the cache
   Ring ring;
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
@@ -466,9 +475,10 @@ struct ForwardCall {
 
   explicit ForwardCall(const pn_depthwise_pointwise& a) : s(a) {
     kernel = select_row(s.kernel, s.stride, s.dilation);
-    tile_rows = s.tile_rows(s.out_w, s.in_vectors);
+    tile_rows = s.tile_rows(s.out_w, s.in_vectors, kForwardTileBytes);
     ring = input_ring(s, tile_rows);
     plane = (int64_t(tile_rows) * s.out_w + 16) * L;
+    streamed = is_streamed(a.y, a.out_channels, a.variants * a.images * s.out_size());
     ring_size = ring.floats(s.in_vectors);
     tile_size = plane * s.in_vectors;
     statistics_row = int64_t(s.out_vectors) * L;
@@ -533,16 +543,26 @@ void forward_image(const CallImage& run) {
             [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
               const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
               float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
+              if (call.streamed) {
 #pragma GCC unroll 16
-              for (int p = 0; p < P; p++, out += s.out_channels)
-                if (p < count) {
+                for (int p = 0; p < P; p++, out += s.out_channels)
+                  if (p < count) {
 #pragma GCC unroll 4
-                  for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
-                  store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
-                }
+                    for (int v = 0; v < V; v++) stream(out + v * L, sum[p][v]);
+                  }
+              } else {
+#pragma GCC unroll 16
+                for (int p = 0; p < P; p++, out += s.out_channels)
+                  if (p < count) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
+                    store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
+                  }
+              }
               if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
             });
   }
+  if (call.streamed) stream_fence();
   if (a->statistics) {
     float* statistics = a->statistics + image * 2 * s.out_channels;
     for (int c = 0; c < s.out_channels; c += L) {
@@ -582,7 +602,10 @@ void pack_flipped(const Shape& s, const float* weights, float* packed) {
 
 // One row of dx for one vector of channels: the contribution where n > 0, and the row's sums of dx and dx * xhat.
 // normalization: [scale, shift, inverse deviation, mean][kLanes].
-template <bool kNormalized, bool kAccumulate, bool kSums>
+// How dx is written.
+enum class Output { kAssigned, kAdded, kStreamed };
+
+template <bool kNormalized, Output kOutput, bool kSums>
 void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
                 const float* normalization, float* sums) {
   const vec scale = load(normalization), shift = load(normalization + L), mean = load(normalization + 3 * L);
@@ -595,9 +618,13 @@ void finish_row(const float* contribution, const float* x, float* dx, int pixels
       const vec n = kNormalized ? scale * value + shift : value;
       vec d = n > 0.0f ? load(contribution) : vec{};
       __builtin_prefetch(x + ahead);
-      __builtin_prefetch(dx + ahead, 1);
-      if (kAccumulate) d += load_lanes<full.value>(dx, lanes);
-      store_lanes<full.value>(dx, d, lanes);
+      if (kOutput == Output::kStreamed) {
+        stream(dx, d);
+      } else {
+        __builtin_prefetch(dx + ahead, 1);
+        if (kOutput == Output::kAdded) d += load_lanes<full.value>(dx, lanes);
+        store_lanes<full.value>(dx, d, lanes);
+      }
       if (kSums) {
         sum += d;
         product += d * (value - mean);
@@ -617,10 +644,11 @@ void finish_row(const float* contribution, const float* x, float* dx, int pixels
 }
 typedef void FinishRow(const float*, const float*, float*, int, int, int, const float*, float*);
 
-FinishRow* select_finish(bool normalized, bool accumulate, bool sums) {
-  if (sums) return accumulate ? finish_row<true, true, true> : finish_row<true, false, true>;
-  if (normalized) return accumulate ? finish_row<true, true, false> : finish_row<true, false, false>;
-  return accumulate ? finish_row<false, true, false> : finish_row<false, false, false>;
+template <bool kNormalized, bool kSums>
+FinishRow* select_finish(Output output) {
+  return output == Output::kStreamed ? finish_row<kNormalized, Output::kStreamed, kSums>
+         : output == Output::kAdded  ? finish_row<kNormalized, Output::kAdded, kSums>
+                                     : finish_row<kNormalized, Output::kAssigned, kSums>;
 }
 
 // A tile of dy: rows of `row_pixels` pixels, those beyond the image's width zero.
@@ -664,6 +692,7 @@ struct BackwardCall {
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseRow *forward, *backward[2];
   DepthwiseGradient* gradient;
+  bool streamed;  // dx goes past the cache
   FinishRow* finish;
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
   int64_t unwanted_size;  // a row of dx that nobody asked for (only its sums)
@@ -678,11 +707,18 @@ struct BackwardCall {
     want_depthwise = a.d_depthwise;
     want_pointwise = a.d_pointwise;
     row_pixels = round_up(s.out_w, 8);
-    tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors));
+    tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors),
+                            want_depthwise || want_pointwise ? kBackwardTileBytes : kInputGradientTileBytes);
     plane = int64_t(tile_rows) * row_pixels * L;
     forward = select_row(s.kernel, s.stride, s.dilation);
     gradient = select_gradient(s);
-    finish = select_finish(a.x_normalization, a.accumulate && a.dx, a.gradient_sums);
+    // The gradient of a raw tensor is read when the batch is done; that of another one may be added to soon.
+    streamed =
+        a.x_normalization && !a.accumulate && is_streamed(a.dx, a.in_channels, a.dx ? a.images * s.in_size() : 0);
+    const Output output = streamed ? Output::kStreamed : a.accumulate && a.dx ? Output::kAdded : Output::kAssigned;
+    finish = a.gradient_sums     ? select_finish<true, true>(output)
+             : a.x_normalization ? select_finish<true, false>(output)
+                                 : select_finish<false, false>(output);
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation);
     dz_ring.left = 0;
@@ -832,6 +868,7 @@ void backward_image(const CallImage& run) {
       }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
+  if (call.streamed) stream_fence();
   if (a.gradient_sums)
     for (int v = 0; v < s.in_vectors; v++)
       for (int i = 0; i < 2; i++)

@@ -21,6 +21,10 @@ constexpr int kAccumulators = 8, kMaxVectors = 2;  // of 16 registers, with temp
 constexpr int kMaxRows = 12;            // the offsets of more would not fit the general registers
 constexpr int64_t kPanelFloats = 6144;  // weights that stay in the nearest cache while all pixels of a tile pass by
 
+// Floats between reading or writing and prefetching: far enough for main memory, about the next tile. Tiles are read in
+// runs that are too short for the hardware's prefetchers.
+constexpr int kAhead = 1024;
+
 constexpr int max_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
 
 // `total` in as few parts as possible of at most `largest` each, almost equal.
@@ -281,6 +285,7 @@ void copy_pixels(float* dst, int64_t dst_step, const float* src, int64_t src_ste
   if (dst_step == channels && src_step == channels) count *= pixels, pixels = 1;
   for_each_vector(count, [&](int64_t c, auto lanes) {
     for (int64_t p = 0; p < pixels; p++) {
+      __builtin_prefetch(src + p * src_step + c + kAhead);
       const vec x = lanes.load(src + p * src_step + c);
       lanes.store(dst + p * dst_step + c, relu ? PN_NAMESPACE::relu(x) : x);
     }
@@ -293,9 +298,12 @@ void Gradient::load_pixels(float* dst, int64_t dst_step, int64_t first, int64_t 
     const float *g_pixel = g + first * step + c, *y_pixel = y + first * step + c;
     const vec ca = lanes.load(coefficients + c), cb = lanes.load(coefficients + coefficient_step + c),
               cc = lanes.load(coefficients + 2 * coefficient_step + c);
-    for (int64_t p = 0; p < pixels; p++)
+    for (int64_t p = 0; p < pixels; p++) {
+      __builtin_prefetch(g_pixel + p * step + kAhead);
+      __builtin_prefetch(y_pixel + p * step + kAhead);
       lanes.store(dst + p * dst_step + c,
                   ca * lanes.load(g_pixel + p * step) + (cb * lanes.load(y_pixel + p * step) + cc));
+    }
   });
 }
 
@@ -304,6 +312,8 @@ void write_gradient(float* dst, const float* x, int64_t dst_step, const float* s
   for_each_vector(channels, [&](int64_t c, auto lanes) {
     for (int64_t p = 0; p < pixels; p++) {
       vec d = lanes.load(src + p * src_step + c);
+      __builtin_prefetch(dst + p * dst_step + c + kAhead, 1);
+      if (x) __builtin_prefetch(x + p * dst_step + c + kAhead);
       if (x) d = lanes.load(x + p * dst_step + c) > 0.0f ? d : vec{};
       if (accumulate) d += lanes.load(dst + p * dst_step + c);
       lanes.store(dst + p * dst_step + c, d);
@@ -328,6 +338,7 @@ void ImageOutput::write(float* y, int64_t y_step, const float* tile, int pixels)
     for (; p + 4 <= pixels; p += 4) {
       for (int i = 0; i < 4; i++) {
         const vec value = load(t + int64_t(p + i) * step);
+        __builtin_prefetch(out + (p + i) * y_step + kAhead, 1);
         lanes.store(out + (p + i) * y_step, value);
         sum[i] += value - shift;
       }

@@ -3,8 +3,11 @@
 // Forward is separable: every input row is reduced horizontally once into a ring of three row buffers, and an output
 // row combines up to three of them. Taking the first maximum along the rows and then the first row with the largest
 // value gives the first maximum in row-major order. Rows are flat arrays of pixels * channels wherever neighbours are a
-// constant distance apart, so that any channel count fills the vectors. Backward walks along an output row, with the
-// shares of the input pixels that later windows also contain in registers, and adds them to the three input rows.
+// constant distance apart, so that any channel count fills the vectors. Backward goes
+// by rows of the input as well: it keeps the gradients of three output rows, and every input pixel gathers its share
+// from the windows that contain it, so that each row of dx is touched once.
+#include <string.h>
+
 #include "cpu/group.h"
 
 namespace pn::PN_NAMESPACE {
@@ -13,6 +16,8 @@ namespace {
 
 typedef uint8_t byte_vec __attribute__((vector_size(kLanes)));
 typedef uint8_t unaligned_byte_vec __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+constexpr int kAhead = 1024;  // floats between reading and prefetching
 
 PN_INLINE int out_extent(int extent, int stride) { return (extent - 1) / stride + 1; }
 
@@ -43,6 +48,18 @@ PN_INLINE ivec load_positions(const uint8_t* p, int n) {
   return v;
 }
 
+// sum, plus v where the positions at p equal `position`.
+PN_INLINE vec add_where(const uint8_t* p, int position, vec sum, vec v, int n) {
+#if PN_VECTOR_BYTES == 64
+  if (n >= kLanes) {
+    const __m128i positions = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vec(_mm512_mask_add_ps(__m512(sum), _mm_cmpeq_epi8_mask(positions, _mm_set1_epi8(char(position))),
+                                  __m512(sum), __m512(v)));
+  }
+#endif
+  return sum + (load_positions(p, n) == position ? v : vec{});
+}
+
 // Calls f(i, lanes) for the vectors of 0..n-1; all but the last with a constant number of lanes.
 template <class F>
 PN_INLINE void for_vectors(int64_t n, F f) {
@@ -56,6 +73,7 @@ PN_INLINE void for_vectors(int64_t n, F f) {
 template <bool Max, bool Positions, int Count>
 void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
   for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(x + i + kAhead);
     vec best = load_partial(x + i, lanes);
     ivec column = ivec{} + first;
     for (int k = 1; k < Count; k++) {
@@ -94,6 +112,8 @@ template <bool Max, bool Positions, int Count>
 void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float factor,
                   float* y, uint8_t* argmax) {
   for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(y + i + kAhead, 1);
+    if (Positions) __builtin_prefetch(argmax + i + kAhead, 1);
     vec best = load_partial(values[0] + i, lanes);
     ivec position{};
     if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
@@ -198,85 +218,135 @@ void forward_image(const pn_pool* a, int64_t image, const Rows& rows) {
   }
 }
 
-// What one output row adds to the three input rows that its windows cover.
-struct RowGradient {
-  const float* g;
-  const float* y;           // null without coefficients
-  const uint8_t* argmax;    // null for the average
-  float* dx[3];             // a row outside the image is one of scratch memory
-  bool add[3];              // else the row is assigned
-  float inverse_counts[4];  // average: 1 / pixels of a window with 1..3 columns
+// The gradients of three output rows, and for the maximum the positions that they go to: whole rows with a pixel of
+// zeros on either side, so that all input pixels of a row lie in windows alike.
+struct GradientRing {
+  float* dy;
+  uint8_t* argmax;
+  int64_t pitch;
+  static int64_t pitch_of(const pn_pool* a) { return int64_t(out_extent(a->width, a->stride) + 2) * a->channels; }
+  static int64_t bytes(const pn_pool* a) { return 3 * 5 * pitch_of(a); }
+  GradientRing(const pn_pool* a, void* memory)
+      : dy(static_cast<float*>(memory)), argmax(static_cast<uint8_t*>(memory) + 12 * pitch_of(a)), pitch(pitch_of(a)) {
+    memset(memory, 0, size_t(bytes(a)));
+  }
 };
 
-template <bool Max, int Stride>
-void scatter_row(const pn_pool* a, const RowGradient& row) {
-  const int channels = a->channels, width = a->width, out_width = out_extent(width, Stride);
+// dy = a * g + b * y + c of output row oy, for the average divided by the number of pixels in the window.
+template <bool Max>
+void gradient_row(const pn_pool* a, int64_t image, int oy, const GradientRing& ring, Ahead (&next)[3]) {
+  const int channels = a->channels, out_width = out_extent(a->width, a->stride);
+  const int64_t out = (image * out_extent(a->height, a->stride) + oy) * out_width * channels;
+  const float *g = a->g + out, *y = a->coefficients ? a->y + out : nullptr;
+  const int64_t slot = oy % 3 * ring.pitch + channels;
+  float* dy = ring.dy + slot;
+  // The average divides the inner columns of a row by one number and the outer ones, if they have fewer taps, by
+  // another.
+  const float taps = float(taps_inside(oy, a->height, a->stride).count);
+  const vec share = splat(Max ? 1 : 1 / (3 * taps));
   for_vectors(channels, [&](int64_t c, int lanes) {
-    vec factor = splat(1), slope{}, constant{};
-    if (row.y) {
-      factor = load_partial(a->coefficients + c, lanes);
-      slope = load_partial(a->coefficients + channels + c, lanes);
-      constant = load_partial(a->coefficients + 2 * channels + c, lanes);
+    vec factor = share, slope{}, constant{};
+    if (y) {
+      factor *= load_partial(a->coefficients + c, lanes);
+      slope = share * load_partial(a->coefficients + channels + c, lanes);
+      constant = share * load_partial(a->coefficients + 2 * channels + c, lanes);
     }
-    const auto put = [&](int ky, int ix, vec share) {
-      float* to = row.dx[ky] + int64_t(ix) * channels + c;
-      store_partial(to, row.add[ky] ? share + load_partial(to, lanes) : share, lanes);
-    };
-    vec left[3]{};   // stride 1: shares of input pixel ox - 1 so far
-    vec right[3]{};  // shares of the last input pixel of the window before
     for (int ox = 0; ox < out_width; ox++) {
-      const int64_t at = int64_t(ox) * channels + c;
-      vec dy = load_partial(row.g + at, lanes);
-      if (row.y) dy = factor * dy + slope * load_partial(row.y + at, lanes) + constant;
-      ivec position{};
-      if constexpr (Max)
-        position = load_positions(row.argmax + at, lanes);
-      else
-        dy *= splat(row.inverse_counts[taps_inside(ox, width, Stride).count]);
-      for (int ky = 0; ky < 3; ky++) {
-        vec share[3];
-        for (int kx = 0; kx < 3; kx++) share[kx] = !Max ? dy : position == 3 * ky + kx ? dy : vec{};
-        if constexpr (Stride == 1) {
-          if (ox > 0) put(ky, ox - 1, left[ky] + share[0]);
-          left[ky] = right[ky] + share[1];
-        } else {
-          if (ox > 0) put(ky, 2 * ox - 1, right[ky] + share[0]);
-          put(ky, 2 * ox, share[1]);
-        }
-        right[ky] = share[2];
+      const int64_t i = int64_t(ox) * channels + c;
+      vec value = factor * load_partial(g + i, lanes);
+      if (y) {
+        __builtin_prefetch(y + i + kAhead);
+        value += slope * load_partial(y + i, lanes) + constant;
+      }
+      store_partial(dy + i, value, lanes);
+    }
+    if (!Max) {
+      for (int ox = 0; ox < out_width; ox += max(1, out_width - 1)) {
+        float* edge = dy + int64_t(ox) * channels + c;
+        store_partial(edge, load_partial(edge, lanes) * splat(3 / float(taps_inside(ox, a->width, a->stride).count)),
+                      lanes);
       }
     }
-    for (int ky = 0; ky < 3; ky++) {
-      if (Stride == 1)
-        put(ky, width - 1, left[ky]);
-      else if (width % 2 == 0)
-        put(ky, width - 1, right[ky]);
-    }
   });
+  for (int ox = 0; ox < out_width; ox++)
+    for (Ahead& ahead : next) ahead.step();
+  if (Max) {
+    for (int64_t i = 0; i < int64_t(out_width) * channels; i += 64) __builtin_prefetch(a->argmax + out + kAhead + i);
+    memcpy(ring.argmax + slot, a->argmax + out, size_t(out_width) * channels);
+  }
+}
+
+// The windows that contain position i of one dimension: outputs first .. first + count - 1. Position i is tap `tap` of
+// the first window, and `stride` less in each one after.
+struct Containing {
+  int first, count, tap;
+};
+PN_INLINE Containing windows_of(int i, int out, int stride) {
+  const int first = max(0, (i + stride - 2) / stride);
+  return {first, min(out - 1, (i + 1) / stride) - first + 1, i + 1 - first * stride};
+}
+
+// Where the gradients of every stride-th input pixel of a row come from.
+struct Sources {
+  const float* dy[3];        // rows, at the first window of the first pixel
+  const uint8_t* argmax[3];  // the same; null for the average
+  int position;  // of the pixel in that window; `stride` less in the next column, 3 * stride less in the next row
+  int stride, channels;
+  bool accumulate;
+};
+
+// dx (+)= the sum over Rows x Columns windows of dy, for the maximum only of those that have taken it from this pixel.
+template <bool Max, int Rows, int Columns>
+void gather(const Sources& sources, int64_t pixels, float* dx) {
+  const Sources from = sources;
+  // With stride 1 the row is flat.
+  const int64_t channels = from.channels, n = from.stride == 1 ? pixels * channels : channels;
+  for (int64_t pixel = 0; pixel < pixels * channels; pixel += n)
+    for_vectors(n, [&](int64_t i, int lanes) {
+      float* to = dx + pixel * from.stride + i;
+      vec sum = from.accumulate ? load_partial(to, lanes) : vec{};
+      for (int row = 0; row < Rows; row++)
+        for (int column = 0; column < Columns; column++) {
+          const int64_t at = pixel + i + column * channels;
+          const vec dy = load_partial(from.dy[row] + at, lanes);
+          if constexpr (Max)
+            sum = add_where(from.argmax[row] + at, from.position - (3 * row + column) * from.stride, sum, dy, lanes);
+          else
+            sum += dy;
+        }
+      store_partial(to, sum, lanes);
+    });
 }
 
 template <bool Max>
-void backward_image(const pn_pool* a, int64_t image, float* outside) {
-  const int out_height = out_extent(a->height, a->stride), out_width = out_extent(a->width, a->stride);
-  const int64_t in_row = int64_t(a->width) * a->channels, out_row = int64_t(out_width) * a->channels;
-  float* dx = a->dx + image * a->height * in_row;
-  int begun = 0;  // input rows that have been assigned
-  for (int oy = 0; oy < out_height; oy++) {
-    const int64_t out = (image * out_height + oy) * out_row;
-    RowGradient row{a->g + out, a->coefficients ? a->y + out : nullptr, Max ? a->argmax + out : nullptr, {}, {}, {}};
-    for (int ky = 0; ky < 3; ky++) {
-      const int iy = oy * a->stride - 1 + ky;
-      const bool inside = iy >= 0 && iy < a->height;
-      row.dx[ky] = inside ? dx + iy * in_row : outside;
-      row.add[ky] = inside && (a->accumulate || iy < begun);
+constexpr decltype(&gather<Max, 1, 1>) gather_functions[3][3] = {
+    {gather<Max, 1, 1>, gather<Max, 1, 2>, gather<Max, 1, 3>},
+    {gather<Max, 2, 1>, gather<Max, 2, 2>, gather<Max, 2, 3>},
+    {gather<Max, 3, 1>, gather<Max, 3, 2>, gather<Max, 3, 3>}};
+
+// Row by row of the input.
+template <bool Max>
+void backward_image(const pn_pool* a, int64_t image, const GradientRing& ring, const Ahead* after) {
+  Ahead next[3] = {after[0], after[1], after[2]};
+  const int channels = a->channels, stride = a->stride, width = a->width, out_height = out_extent(a->height, stride);
+  float* dx = a->dx + image * a->height * width * channels;
+  int ready = 0;  // output rows whose gradients have been in the ring
+  for (int iy = 0; iy < a->height; iy++) {
+    const Containing rows = windows_of(iy, out_height, stride);
+    for (; ready < rows.first + rows.count; ready++) gradient_row<Max>(a, image, ready, ring, next);
+    for (int phase = 0; phase < min(stride, width); phase++, dx += channels) {
+      // The windows of a pixel far from the edges; the ring's zeros make them those of the others.
+      const Containing columns = windows_of(2 + phase, 4, stride);
+      const int64_t column = int64_t(columns.first - 2 / stride + 1) * channels;
+      Sources from{{}, {}, 3 * rows.tap + columns.tap, stride, channels, a->accumulate != 0};
+      for (int k = 0; k < rows.count; k++) {
+        const int64_t at = (rows.first + k) % 3 * ring.pitch + column;
+        from.dy[k] = ring.dy + at;
+        from.argmax[k] = ring.argmax + at;
+      }
+      gather_functions<Max>[rows.count - 1][columns.count - 1](from, (width - phase + stride - 1) / stride, dx);
     }
-    begun = oy * a->stride + 2;
-    const int taps = taps_inside(oy, a->height, a->stride).count;
-    for (int columns = 1; columns <= 3; columns++) row.inverse_counts[columns] = 1.0f / float(taps * columns);
-    if (a->stride == 1)
-      scatter_row<Max, 1>(a, row);
-    else
-      scatter_row<Max, 2>(a, row);
+    dx += int64_t(width - min(stride, width)) * channels;
   }
 }
 
@@ -289,6 +359,18 @@ int32_t check(const pn_pool* a, const char* name) {
 }
 
 int64_t row_bytes(const pn_pool* a) { return Rows::bytes(int64_t(out_extent(a->width, a->stride)) * a->channels); }
+
+// The first rows of y and argmax, as far as backward_image's own prefetching begins after them.
+template <bool Max>
+void backward_reads_first(const void* args, const void*, int64_t image, Ahead* next) {
+  const pn_pool* a = static_cast<const pn_pool*>(args);
+  const int64_t size = int64_t(out_extent(a->height, a->stride)) * out_extent(a->width, a->stride) * a->channels;
+  if (a->coefficients) next[0] = {a->y + image * size, a->y + image * size + min<int64_t>(size, kAhead)};
+  if (Max) {
+    const float* argmax = reinterpret_cast<const float*>(a->argmax + image * size);
+    next[1] = {argmax, argmax + min<int64_t>(size, kAhead) / 4};
+  }
+}
 
 int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
   const pn_pool* a = static_cast<const pn_pool*>(args);
@@ -316,24 +398,25 @@ int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
   PN_REQUIRE(a->g, "%s: g is null", name);
   PN_REQUIRE(!Max || a->argmax, "%s: argmax is null", name);
   PN_REQUIRE(!a->coefficients || a->y, "%s: y is null, but the gradient's coefficients need it", name);
-  *needs = {a->images, a->dx ? 1 : 0, false, 0, int64_t(a->width) * a->channels * 4, 0};
+  *needs = {a->images, a->dx ? 1 : 0, false, 0, GradientRing::bytes(a), 0};
   return PN_OK;
 }
 
 template <bool Max>
 void run_backward(const CallImage& run) {
-  backward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<float*>(run.local));
+  const pn_pool* a = static_cast<const pn_pool*>(run.args);
+  backward_image<Max>(a, run.image, GradientRing(a, run.local), run.next);
 }
 
 }  // namespace
 
 const GroupKernel max_pool_3x3_forward_kernel = {"max_pool_3x3_forward", check_forward, nullptr,
                                                  run_forward<true>,      nullptr,       nullptr};
-const GroupKernel max_pool_3x3_backward_kernel = {
-    "max_pool_3x3_backward", check_backward<true>, nullptr, run_backward<true>, nullptr, nullptr};
+const GroupKernel max_pool_3x3_backward_kernel = {"max_pool_3x3_backward", check_backward<true>,       nullptr,
+                                                  run_backward<true>,      backward_reads_first<true>, nullptr};
 const GroupKernel avg_pool_3x3_forward_kernel = {"avg_pool_3x3_forward", check_forward, nullptr,
                                                  run_forward<false>,     nullptr,       nullptr};
-const GroupKernel avg_pool_3x3_backward_kernel = {
-    "avg_pool_3x3_backward", check_backward<false>, nullptr, run_backward<false>, nullptr, nullptr};
+const GroupKernel avg_pool_3x3_backward_kernel = {"avg_pool_3x3_backward", check_backward<false>,       nullptr,
+                                                  run_backward<false>,     backward_reads_first<false>, nullptr};
 
 }  // namespace pn::PN_NAMESPACE

@@ -22,6 +22,24 @@ typedef int32_t unaligned_ivec __attribute__((vector_size(PN_VECTOR_BYTES), alig
 
 PN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 PN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
+// Past the cache, for what is read only much later; p is aligned to the vector. stream_fence() before another thread
+// reads.
+PN_INLINE void stream(float* p, vec v) {
+#if PN_VECTOR_BYTES == 64
+  _mm512_stream_ps(p, __m512(v));
+#elif PN_VECTOR_BYTES == 32
+  _mm256_stream_ps(p, __m256(v));
+#elif defined(__SSE__)
+  _mm_stream_ps(p, __m128(v));
+#else
+  store(p, v);
+#endif
+}
+PN_INLINE void stream_fence() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
+}
 PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition: it turns -0 into 0
 
 PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }

@@ -7,6 +7,7 @@ namespace pn {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kCalls = 56;  // what the arguments of a launch have room for
 
 struct Pair {
   double first, second;
@@ -19,11 +20,19 @@ struct Pair {
 
 }  // namespace
 
+// Calls of the same extents that do not need one another: a launch of its own would be longer than the work.
+template <class Arguments>
+struct BatchNormCalls {
+  Arguments calls[kCalls];
+};
+
 }  // namespace pn
 
-// Grid: (groups of channels, variants). A block's rows share the images. The mean is that of the means (all images have
-// the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan et al. 1983).
-PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn_batch_norm_forward_args a) {
+// Grid: (groups of channels, variants, calls). A block's rows share the images. The mean is that of the means (all
+// images have the same number of pixels), the squares about it are the sum of M2_n + pixels * (mean_n - mean)^2 (Chan
+// et al. 1983).
+PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn::BatchNormCalls<pn_batch_norm_forward_args> l) {
+  const pn_batch_norm_forward_args& a = l.calls[pn::block_index().z];
   __shared__ pn::Exchange<double, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const int64_t variant = pn::block_index().y;
@@ -61,8 +70,9 @@ PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_forward(const pn_batch_norm
   }
 }
 
-// Grid: (groups of channels).
-PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn_batch_norm_backward_args a) {
+// Grid: (groups of channels, 1, calls).
+PN_KERNEL __launch_bounds__(pn::kThreads) batch_norm_backward(const pn::BatchNormCalls<pn_batch_norm_backward_args> l) {
+  const pn_batch_norm_backward_args& a = l.calls[pn::block_index().z];
   __shared__ pn::Exchange<pn::Pair, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().x), channels = a.channels;
   const bool inside = c < channels, batch_statistics = a.normalization && a.training;

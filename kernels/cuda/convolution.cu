@@ -10,6 +10,7 @@ using namespace pn;
 struct Launch {
   pn_convolution a;
   float* sums;                           // forward: statistics of every tile
+  uint32_t* counters;                    // a zero for every image and block y
   float* d_weight;                       // partial sums of every group of tiles
   int32_t out_height, out_width, tiles;  // tiles of an image
   int32_t depth;                         // KH * KW * Cin
@@ -95,10 +96,16 @@ PN_DEVICE void forward(const Launch& l) {
     for (int j = 0; j < product.kOwn; j += product.kVector)
       product.store(y + int64_t(product.pixel(t, i)) * l.a.out_channels, t, i, j, source.columns, aligned);
   }
-  if (l.sums) {
-    float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.out_channels + column0;
-    statistics(product, valid, count, source.columns, memory, mean, mean + l.a.out_channels);
-  }
+  if (!l.a.statistics) return;
+  const int64_t channel = column0;
+  float* tile = l.sums + int64_t(block_index().x) * 2 * l.a.out_channels + channel;
+  statistics(product, valid, count, source.columns, memory, tile, tile + l.a.out_channels);
+  if (l.tiles == 1) return;
+  const Cover cover = {1, pixels, 1, block_extent().x};
+  float* mean = l.a.statistics + image * 2 * l.a.out_channels + channel;
+  merge_statistics<kColumns>(l.sums + image * l.tiles * 2 * l.a.out_channels + channel, cover, l.a.out_channels,
+                             source.columns, l.counters + image * grid_extent().y + block_index().y, mean,
+                             mean + l.a.out_channels);
 }
 
 PN_DEVICE PendingGradient output_gradient(const Launch& l) {

@@ -33,6 +33,7 @@ struct Launch {
   pn_depthwise_pointwise a;
   Tiles tiles;
   float* sums;                       // forward: statistics of every tile; backward: its gradient sums
+  uint32_t* counters;                // a zero for every image and block y
   float* dz;                         // [N, OH, OW, Cin]
   float *d_depthwise, *d_pointwise;  // partial sums of every group of tiles
   int32_t out_height, out_width;
@@ -207,10 +208,15 @@ PN_DEVICE void forward(const Launch& l) {
 #pragma unroll
     for (int j = 0; j < product.kOwn; j += product.kVector) product.store(out, t, i, j, columns, aligned);
   }
-  if (l.sums) {
-    float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.out_channels + column0;
-    statistics(product, valid, place.rows * place.pixels, columns, window, mean, mean + l.a.out_channels);
-  }
+  if (!l.a.statistics) return;
+  const int channels = l.a.out_channels;
+  float* tile = l.sums + int64_t(block_index().x) * 2 * channels + column0;
+  statistics(product, valid, place.rows * place.pixels, columns, window, tile, tile + channels);
+  if (l.tiles.count == 1) return;
+  const Cover cover = {l.out_height, l.out_width, kTileRows, 1 << l.tiles.width_shift};
+  float* mean = l.a.statistics + place.image * 2 * channels + column0;
+  merge_statistics<kColumns>(l.sums + place.image * l.tiles.count * 2 * channels + column0, cover, channels, columns,
+                             l.counters + place.image * grid_extent().y + block_index().y, mean, mean + channels);
 }
 
 // dx at four pixels of a row, `apart` from each other, from (row, column) of the tile on, and gradient sums. d is their
@@ -249,7 +255,7 @@ PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, cons
     s2[0] += v.x * (deviation.x * (x.x - mean.x)), s2[1] += v.y * (deviation.y * (x.y - mean.y));
     s2[2] += v.z * (deviation.z * (x.z - mean.z)), s2[3] += v.w * (deviation.w * (x.w - mean.w));
   }
-  if (!l.sums) return;
+  if (!l.a.gradient_sums) return;
 #pragma unroll
   for (int e = 0; e < 4; e++)
 #pragma unroll
@@ -270,6 +276,15 @@ PN_DEVICE void finish_input_gradient(const float4 (&d)[4], const Launch& l, cons
     for (int w = 0; w < block_extent().x >> 5; w++) total += memory[w * 2 * kDepth + t];
     l.sums[(int64_t(block_index().x) * 2 + t / kDepth) * channels + channel + t % kDepth] = total;
   }
+  if (l.tiles.count == 1 ||
+      !is_last_block(l.counters + place.image * grid_extent().y + block_index().y, l.tiles.count) || t >= 2 * kDepth ||
+      channel + t % kDepth >= channels)
+    return;
+  const int64_t at = int64_t(t / kDepth) * channels + channel + t % kDepth;
+  const float* tiles = l.sums + place.image * l.tiles.count * 2 * channels + at;
+  float total = 0.0f;
+  for (int tile = 0; tile < l.tiles.count; tile++) total += tiles[int64_t(tile) * 2 * channels];
+  l.a.gradient_sums[place.image * 2 * channels + at] = total;
 }
 
 // Stride 1: the depthwise convolution of dz with the flipped kernel.

@@ -92,6 +92,26 @@ PN_DEVICE double shuffle_xor(double value, int mask) {
   return __builtin_bit_cast(double, uint64_t(high) << 32 | low);
 }
 
+// Counts the blocks that come here, `blocks` of them, by a counter that is zero before and after: true in the last one,
+// which sees all that the others wrote before they came. All threads of a block take part.
+PN_DEVICE bool is_last_block(uint32_t* counter, int blocks) {
+  static __shared__ uint32_t before;
+#if defined(__clang__)
+  __nvvm_membar_gl();
+  barrier();
+  if (thread_index().x == 0) before = __nvvm_atom_inc_gen_ui(counter, uint32_t(blocks - 1));
+  barrier();
+  __nvvm_membar_gl();
+#else
+  __threadfence();
+  barrier();
+  if (thread_index().x == 0) before = atomicInc(counter, uint32_t(blocks - 1));
+  barrier();
+  __threadfence();
+#endif
+  return before == uint32_t(blocks - 1);
+}
+
 // The thread's number, of which the compiler does not know that it is the same as before: what is computed from it in a
 // loop is computed anew in every round, not kept in registers that the rest of the loop lacks.
 PN_DEVICE int fresh_thread_index() {

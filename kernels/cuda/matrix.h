@@ -299,6 +299,38 @@ PN_DEVICE void statistics(const Product<kColumns, kTf32>& product, uint32_t vali
   }
 }
 
+// How an image is covered with tiles, row by row of them; those at its right and lower edge are smaller.
+struct Cover {
+  int height, width, tile_height, tile_width;
+
+  PN_DEVICE_METHOD int across() const { return (width + tile_width - 1) / tile_width; }
+  PN_DEVICE_METHOD int count() const { return across() * ((height + tile_height - 1) / tile_height); }
+  PN_DEVICE_METHOD int pixels(int tile) const {
+    const int row = tile / across() * tile_height, column = tile % across() * tile_width;
+    return min(tile_height, height - row) * min(tile_width, width - column);
+  }
+};
+
+// The statistics of the tiles of an image, of which the first one's lie at `tiles` and the next one's 2 * channels
+// floats further, to those of the image, by the last of the blocks that made them. Merged in the order of the tiles
+// (Chan, Golub & LeVeque 1979). All threads take part.
+template <int kColumns>
+PN_DEVICE void merge_statistics(const float* tiles, const Cover& cover, int channels, int columns, uint32_t* counter,
+                                float* mean, float* squares) {
+  const int count = cover.count(), t = fresh_thread_index();
+  if (!is_last_block(counter, count) || t >= min(kColumns, columns)) return;
+  float m = tiles[t], s = tiles[channels + t], before = float(cover.pixels(0));
+  for (int tile = 1; tile < count; tile++) {
+    tiles += 2 * channels;
+    const float pixels = float(cover.pixels(tile)), all = before + pixels, d = tiles[t] - m;
+    m += d * (pixels / all);
+    s += tiles[channels + t] + d * d * (before * pixels / all);
+    before = all;
+  }
+  mean[t] = m;
+  squares[t] = s;
+}
+
 // A pending gradient: a * g + b * y + c, or g itself where there are no coefficients. Rows of coefficients are `step`
 // apart.
 struct PendingGradient {

@@ -14,6 +14,7 @@ struct Launch {
   int32_t
       first_block[8];  // backward_input: the block y with which every part begins; one that wants no gradient has none
   float* sums;         // forward: statistics of every tile
+  uint32_t* counters;  // a zero for every image and block y
   float* d_weight;     // partial sums of every group of tiles
   int32_t out_width, pixels, tiles;      // output pixels and tiles of an image
   int32_t in_channels, columns, groups;  // gradient of weights: output channels of a block, groups of tiles
@@ -98,10 +99,16 @@ PN_DEVICE void forward(const Launch& l) {
     for (int j = 0; j < product.kOwn; j += product.kVector)
       product.store(y + int64_t(product.pixel(t, i)) * l.a.y_channels, t, i, j, source.columns, aligned);
   }
-  if (l.sums) {
-    float* mean = l.sums + int64_t(block_index().x) * 2 * l.a.y_channels + l.a.y_offset + source.column0;
-    statistics(product, valid, count, source.columns, memory, mean, mean + l.a.y_channels);
-  }
+  if (!l.a.statistics) return;
+  const int64_t channel = l.a.y_offset + source.column0;
+  float* tile = l.sums + int64_t(block_index().x) * 2 * l.a.y_channels + channel;
+  statistics(product, valid, count, source.columns, memory, tile, tile + l.a.y_channels);
+  if (l.tiles == 1) return;
+  const Cover cover = {1, l.pixels, 1, block_extent().x};
+  float* mean = l.a.statistics + image * 2 * l.a.y_channels + channel;
+  merge_statistics<kColumns>(l.sums + image * l.tiles * 2 * l.a.y_channels + channel, cover, l.a.y_channels,
+                             source.columns, l.counters + image * grid_extent().y + block_index().y, mean,
+                             mean + l.a.y_channels);
 }
 
 PN_DEVICE PendingGradient output_gradient(const Launch& l) {

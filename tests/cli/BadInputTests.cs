@@ -143,6 +143,69 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
     }
 
     [Theory]
+    [InlineData("batch", "0", "; give 1 or more.")]
+    [InlineData("channels", "-3", "; give a number from 1 to 512.")]
+    [InlineData("layers", "101", "; give a number from 1 to 100.")]
+    [InlineData("epochs", "-1", "; give 0 or more.")]
+    [InlineData("valid_limit", "0", "; give 1 or more.")]
+    [InlineData("train_portion", "1", "; it must lie between 0 and 1.")]
+    [InlineData("method", "sgas", "; choose darts or blank.")]
+    [InlineData("data", null, "; choose cifar10, cifar100 or synthetic.")]
+    [InlineData("space", null, "; it must be a space in its JSON form.")]
+    public void NonsenseInTheConfigurationOfARun(string name, string? value, string expected)
+    {
+        var run = runs.Copy(runs.Searched);
+        Edit(Path.Combine(run, "config.json"), name, value);
+        foreach (var command in (string[][])[["search", "--out", run, "--resume"], ["select", "--run", run], ["score", "--run", run],
+            ["plan", "--run", run]])
+        {
+            var error = CommandLine.HarmlessUserError(run, command);
+            Assert.StartsWith($"perturbnas: '{Path.Combine(run, "config.json")}' has {name} ", error, StringComparison.Ordinal);
+            Assert.EndsWith(expected, error.TrimEnd(), StringComparison.Ordinal);
+        }
+    }
+
+    [Theory]
+    [InlineData("batch", "0", "config.json' has batch 0; give 1 or more.")]
+    [InlineData("by", "luck", "config.json' has by 'luck'; choose magnitude or perturbation.")]
+    [InlineData("tune_epochs", "-1", "config.json' has tune_epochs -1; give 0 or more.")]
+    [InlineData("racing", "2", "config.json' is '2'; choose off, exact, or an error probability")]
+    public void NonsenseInTheConfigurationOfASelection(string name, string value, string expected)
+    {
+        var run = runs.Copy(runs.Searched);
+        CommandLine.Json("select", "--run", run, "--by", "magnitude");
+        Edit(Path.Combine(run, "select-magnitude", "config.json"), name, value);
+        Assert.Contains(expected, CommandLine.HarmlessUserError(run, "select", "--run", run, "--by", "magnitude", "--resume"), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void AnUnfinishedSelectionIsNotReplacedUnasked()
+    {
+        var run = runs.Copy(runs.Searched);
+        string[] select = ["select", "--run", run, "--tune-epochs", "0", "--threads", "1"];
+        CommandLine.Json(select);
+        // A finished one is.
+        CommandLine.Json(select);
+        var whole = CommandLine.Contents(run);
+        File.Delete(Path.Combine(run, "select-perturbation", "result.json"));
+        Assert.Contains("holds an unfinished selection by perturbation; give --resume to go on with it, or --restart to begin anew",
+            CommandLine.HarmlessUserError(run, select), StringComparison.Ordinal);
+        Assert.Contains("--resume and --restart contradict each other", CommandLine.HarmlessUserError(run, [.. select, "--resume", "--restart"]),
+            StringComparison.Ordinal);
+        CommandLine.Json([.. select, "--restart"]);
+        Assert.Equal(whole, CommandLine.Contents(run));
+    }
+
+    // Gives a value in a JSON file another one.
+    private static void Edit(string file, string name, string? value)
+    {
+        var root = System.Text.Json.Nodes.JsonNode.Parse(File.ReadAllText(file))!.AsObject();
+        Assert.True(root.ContainsKey(name));
+        root[name] = double.TryParse(value, out var number) && name != "racing" ? System.Text.Json.Nodes.JsonValue.Create((decimal)number) : value;
+        File.WriteAllText(file, root.ToJsonString());
+    }
+
+    [Theory]
     [InlineData("--space is 's9'; choose s1, s2", "search", "--out", "x", "--space", "s9")]
     [InlineData("--method is 'sgas'; choose darts or blank.", "search", "--out", "x", "--method", "sgas")]
     [InlineData("--data is 'svhn'; choose", "search", "--out", "x", "--data", "svhn")]
@@ -197,7 +260,7 @@ public sealed class BadInputTests(TinyRuns runs) : IClassFixture<TinyRuns>
             bad.Add(tensor.Name, [.. tensor.Shape], values);
         }
         bad.Write(Path.Combine(folder, "nan.safetensors"));
-        Assert.Contains("Training stopped at epoch 0, step 0: the validation loss became NaN; the last checkpoint is kept",
+        Assert.Contains("Training stopped in epoch 1, step 1 of 3: the validation loss became NaN; the last checkpoint is kept",
             CommandLine.UserError([.. search, Path.Combine(folder, "nan.safetensors"), "--quiet"]), StringComparison.Ordinal);
         var kept = SafeTensorsFile.Read(Path.Combine(folder, "run", "checkpoints", "search.safetensors"));
         Assert.Equal("0", kept.Metadata["step"]);

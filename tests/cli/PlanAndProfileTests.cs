@@ -30,13 +30,18 @@ public sealed class PlanAndProfileTests
         using var folder = new TemporaryFolder();
         var (exitCode, output, error) = CommandLine.Run(["profile", .. Small, "--steps", "1", "--json", "--trace", folder["trace.json"]]);
         Assert.Equal((0, ""), (exitCode, error));
-        var phases = JsonDocument.Parse(output).RootElement.GetProperty("phases").EnumerateArray().ToList();
+        var profile = JsonDocument.Parse(output).RootElement;
+        var phases = profile.GetProperty("phases").EnumerateArray().ToList();
         Assert.Equal(4, phases.Count);
         foreach (var phase in phases)
         {
             var kernels = phase.GetProperty("kernels").EnumerateArray().Sum(kernel => kernel.GetProperty("seconds").GetDouble());
-            Assert.Equal(phase.GetProperty("seconds").GetDouble(), kernels + phase.GetProperty("between_seconds").GetDouble(), 1e-9);
+            Assert.Equal(phase.GetProperty("seconds").GetDouble(), kernels + phase.GetProperty("other_seconds").GetDouble(), 1e-9);
         }
+        Assert.Equal(phases.Skip(1).Sum(phase => phase.GetProperty("seconds").GetDouble()), profile.GetProperty("explained_seconds").GetDouble(), 1e-9);
+        Assert.Equal(phases.Sum(phase => phase.GetProperty("wall_seconds").GetDouble()), profile.GetProperty("wall_seconds").GetDouble(), 1e-9);
+        Assert.Equal(profile.GetProperty("explained_seconds").GetDouble() / profile.GetProperty("wall_seconds").GetDouble() - 1,
+            profile.GetProperty("gap").GetDouble(), 1e-9);
         Assert.Equal(JsonValueKind.Array, JsonDocument.Parse(File.ReadAllText(folder["trace.json"])).RootElement.ValueKind);
     }
 

@@ -215,8 +215,11 @@ void fill_constant(const Worker& k, Warp& w, const Constant& c) {
     *reinterpret_cast<uint32_t*>(at) = uint32_t(c.value);
     return;
   }
+  const bool by_lane = (c.kind >= Constant::TID_X && c.kind <= Constant::TID_Z) || c.kind == Constant::LANEID ||
+                       (c.kind >= Constant::LANEMASK_EQ && c.kind <= Constant::LANEMASK_GT);
+  uint64_t value = lane_value(k, c, w.first_thread, 0);
   for (int lane = 0; lane < LANES; ++lane) {
-    const uint64_t value = lane_value(k, c, w.first_thread, lane);
+    if (by_lane) value = lane_value(k, c, w.first_thread, lane);
     if (c.bytes == 8)
       reinterpret_cast<uint64_t*>(at)[lane] = value;
     else
@@ -258,8 +261,7 @@ void prepare(WorkerMemory& m, const Kernel& kernel, const Launch& launch, const 
   k.block_lanes = m.block_lanes.get<uint64_t>(kernel.blocks.size());
   memset(k.block_runs, 0, kernel.blocks.size() * sizeof(uint64_t));
   memset(k.block_lanes, 0, kernel.blocks.size() * sizeof(uint64_t));
-  k.patterns = m.patterns.get<Pattern>(kernel.patterns);
-  for (uint32_t p = 0; p < kernel.patterns; ++p) k.patterns[p].mask = 0;
+  k.patterns = m.patterns.get<Patterns>(kernel.patterns);
   k.counters = {};
   k.warps = m.warps.get<Warp>(MAX_WARPS);
   m.warps_made = MAX_WARPS;
@@ -474,7 +476,11 @@ void fail_race(const Warp& w, const Instruction* i, int lane, uint64_t address, 
            .c_str());
 }
 
-void learn_pattern(Pattern& p, const uint64_t* addresses, uint32_t active, uint32_t bytes) {
+const Pattern& learn_pattern(Patterns& patterns, const uint64_t* addresses, const Warp& w, uint32_t bytes) {
+  patterns.latest = (patterns.latest + 1) % 4;
+  Pattern& p = patterns.pattern[patterns.latest];
+  const uint32_t active = w.active;
+  p.kernel = w.worker->kernel->number;
   p.mask = active;
   p.first = std::countr_zero(active);
   p.low = p.high = 0;
@@ -490,40 +496,27 @@ void learn_pattern(Pattern& p, const uint64_t* addresses, uint32_t active, uint3
     p.relative[lane] = relative;
     p.low = std::min(p.low, relative);
     p.high = std::max(p.high, relative);
-    p.aligned &= relative % bytes == 0;
+    p.aligned &= (relative & (bytes - 1)) == 0;
     p.uniform &= relative == 0;
     p.contiguous &= relative == lane * int64_t(bytes);
   }
+  p.run_count = 0;
   // Too far apart for one memory: not aligned, so that each lane is looked at.
   if (p.low < -(int64_t(1) << 40) || p.high > int64_t(1) << 40) {
     p.aligned = false;
-    p.wavefronts = 0;
-    return;
+    return p;
   }
-  // Shared memory: groups of lanes that together ask for at most 128 bytes take as many passes as the fullest bank has
-  // different words.
-  const int group = bytes <= 4 ? LANES : 128 / int(bytes);
-  uint32_t wavefronts = 0;
-  for (int start = 0; start < LANES; start += group) {
-    int64_t words[LANES];
-    int count = 0;
-    for (int lane = start; lane < start + group; ++lane)
-      if (active >> lane & 1)
-        for (uint32_t word = 0; word < (bytes + 3) / 4; ++word) words[count++] = (p.relative[lane] >> 2) + word;
-    std::sort(words, words + count);
-    count = int(std::unique(words, words + count) - words);
-    uint32_t per_bank[32] = {}, most = 0;
-    for (int c = 0; c < count; ++c) most = std::max(most, ++per_bank[words[c] & 31]);
-    wavefronts += most;
-  }
-  p.wavefronts = uint8_t(wavefronts);
-  // Stretches of addresses.
+  // The lanes in the order of their addresses, mostly their own.
   int order[LANES], count = 0;
-  for (uint32_t m = active; m; m &= m - 1) order[count++] = std::countr_zero(m);
-  std::stable_sort(order, order + count, [&](int a, int b) { return p.relative[a] < p.relative[b]; });
+  for (uint32_t m = active; m; m &= m - 1) {
+    const int lane = std::countr_zero(m);
+    int at = count++;
+    for (; at > 0 && p.relative[order[at - 1]] > p.relative[lane]; --at) order[at] = order[at - 1];
+    order[at] = lane;
+  }
+  // Stretches of addresses.
   const uint32_t words = bytes / 4;
   uint32_t word = 0;
-  p.run_count = 0;
   p.shared = false;
   for (int c = 0; c < count; ++c) {
     const int64_t start = p.relative[order[c]];
@@ -538,14 +531,35 @@ void learn_pattern(Pattern& p, const uint64_t* addresses, uint32_t active, uint3
       p.runs[p.run_count++] = {start, bytes, word};
     for (uint32_t k = 0; k < words; ++k) p.owners[word++] = uint16_t(order[c]);
   }
+  // Shared memory: groups of lanes that together ask for at most 128 bytes take as many passes as the fullest bank has
+  // different words.
+  const int group = bytes <= 4 ? LANES : 128 / int(bytes);
+  p.wavefronts = 0;
+  for (int start = 0; start < LANES; start += group) {
+    uint32_t per_bank[32] = {}, most = 0;
+    int64_t latest = INT64_MIN;
+    for (int c = 0; c < count; ++c) {
+      if (order[c] < start || order[c] >= start + group) continue;
+      const int64_t first = p.relative[order[c]] >> 2;
+      if (first == latest) continue;
+      latest = first;
+      for (uint32_t k = 0; k < std::max(words, 1u); ++k) most = std::max(most, ++per_bank[(first + k) & 31]);
+    }
+    p.wavefronts += uint8_t(most);
+  }
+  return p;
 }
 
 uint32_t count_sectors(const Pattern& p, uint64_t first_address) {
-  uint64_t sectors[LANES];
-  int count = 0;
-  for (uint32_t m = p.mask; m; m &= m - 1) sectors[count++] = (first_address + p.relative[std::countr_zero(m)]) / 32;
-  std::sort(sectors, sectors + count);
-  return uint32_t(std::unique(sectors, sectors + count) - sectors);
+  uint32_t count = 0;
+  uint64_t latest = 0;
+  for (uint32_t r = 0; r < p.run_count; ++r) {
+    const uint64_t start = first_address + uint64_t(p.runs[r].start), from = std::max(start / 32, latest);
+    const uint64_t end = (start + p.runs[r].bytes - 1) / 32 + 1;
+    count += uint32_t(end - std::min(from, end));
+    latest = end;
+  }
+  return count;
 }
 
 PendingCopy& add_copy(Warp& w) {

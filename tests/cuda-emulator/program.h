@@ -46,7 +46,7 @@ struct alignas(64) Instruction {
     const Instruction** targets; /* indexed branch: as many as `immediate` says */
   };
   uint32_t line;
-  uint32_t pattern; /* memory access: index of its Pattern; branch: index of its block */
+  uint32_t pattern; /* memory access: index of its Patterns; branch: index of its block */
 };
 
 /*
@@ -60,6 +60,7 @@ constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THRE
 /* How a memory instruction's addresses lie relative to each other: in a loop they mostly stay as they are, so that what
  * follows from them is worked out once. */
 struct Pattern {
+  uint64_t kernel;         /* Kernel::number: it is one of that kernel */
   int64_t relative[LANES]; /* to the first active lane */
   uint32_t mask;
   int32_t first; /* lane */
@@ -78,6 +79,12 @@ struct Pattern {
   uint32_t run_count;
   /* By 4-byte word of the runs: the lane that accesses it, with MANY_LANES if it is not the only one. */
   uint16_t owners[LANES * 4];
+};
+
+/* The patterns that an instruction had last: warps, and rounds of a loop, may take turns. */
+struct Patterns {
+  uint32_t latest;
+  Pattern pattern[4];
 };
 
 /* What fills a register before a warp starts. */
@@ -130,6 +137,7 @@ struct PlacedVariable {
 
 struct Kernel {
   std::string name;
+  uint64_t number = 0; /* from 1, of all kernels that were ever decoded */
   std::vector<Instruction> code;
   std::vector<std::unique_ptr<uint32_t[]>> operand_lists;
   std::vector<std::unique_ptr<const Instruction*[]>> target_lists;
@@ -207,7 +215,7 @@ struct Worker {
   Warp* warps;
   uint32_t warp_count, thread_count;
   uint64_t *block_runs, *block_lanes;
-  Pattern* patterns;
+  Patterns* patterns;
   Counters counters;
 };
 
@@ -223,7 +231,7 @@ enum class Space : uint8_t { GLOBAL, SHARED, LOCAL, PARAMETER };
 /* An access of `bytes` by `lane` at a shared address conflicts with the one in `tag`. */
 [[noreturn]] void fail_race(const Warp&, const Instruction*, int lane, uint64_t address, uint32_t bytes,
                             const char* action, const char* earlier, uint32_t tag);
-void learn_pattern(Pattern&, const uint64_t* addresses, uint32_t active, uint32_t bytes);
+const Pattern& learn_pattern(Patterns&, const uint64_t* addresses, const Warp&, uint32_t bytes);
 uint32_t count_sectors(const Pattern&, uint64_t first_address);
 PendingCopy& add_copy(Warp&);
 /* The tick after this one, for a barrier or __syncwarp. */

@@ -1,6 +1,7 @@
 // From PTX text to decoded kernels: Reader splits the text, FunctionReader a kernel's body into statements, Decoder
 // turns these into instructions.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -833,13 +834,30 @@ class Decoder {
         negated |= 1u << k;
       }
     }
-    std::string name = s.name;
     if (actual != letters) {
-      name += ":" + actual;
-      if (!table.find(name)) fail("'" + s.name + "' has operands of sizes that it does not take");
+      if (!s.name.starts_with("cvt.")) fail("'" + s.name + "' has operands of sizes that it does not take");
+      return decode_wide_conversion(s, operands, letters, actual);
     }
-    Emission& e = emit(name, operands, writes ? 1 : 0);
+    Emission& e = emit(s.name, operands, writes ? 1 : 0);
     for (size_t k = 0; k < letters.size(); ++k) e.operands[k] |= negated >> k & 1;
+  }
+
+  // The registers of a conversion may be wider than its types.
+  void decode_wide_conversion(const Statement& s, const std::vector<int>& operands, const std::string& letters,
+                              const std::string& actual) {
+    for (size_t k = 0; k < 2; ++k)
+      if (actual[k] != letters[k] && actual[k] != 'd')
+        fail("'" + s.name + "' has operands of sizes that it does not take");
+    int from = operands[1], to = operands[0];
+    if (actual[1] != letters[1]) {
+      from = temporary(4);
+      emit("low.b64", {from, operands[1]}, 1).counted = false;
+    }
+    if (actual[0] != letters[0]) to = temporary(4);
+    emit(s.name, {to, from}, 1);
+    if (to == operands[0]) return;
+    const std::vector<std::string> parts = split(s.name);
+    emit(parts[parts.size() - 2][0] == 's' ? "cvt.s64.s32" : "cvt.u64.u32", {operands[0], to}, 1).counted = false;
   }
 
   static bool is_hint(const std::string& part) {
@@ -992,13 +1010,21 @@ class Decoder {
     }
     const bool pair = d.kind == Operand::PAIR;
     const int first = write(pair ? d.parts[0] : d, 0), second = pair ? write(d.parts[1], 0) : temporary(0);
-    Operand always;
-    always.kind = Operand::IMMEDIATE;
-    always.value = 1;
-    const Operand& third = combination.empty() ? always : s.operands[3];
-    Emission& e = emit("setp.combine." + name, {first, second, a, b, read(third, 0)}, 2);
-    e.operands[4] |= third.negated;
-    e.immediate = combination == "or" ? 1 : combination == "xor" ? 2 : 0;
+    if (combination.empty()) {
+      emit("setp." + name, {first, a, b}, 1);
+      emit("not.pred", {second, first}, 1).counted = false;
+      return;
+    }
+    // The comparison, then its result and its complement combined with the third predicate.
+    const int result = temporary(0), third = read(s.operands[3], 0);
+    emit("setp." + name, {result, a, b}, 1);
+    for (const bool complement : {false, true}) {
+      Emission& e = emit(combination + ".pred", {complement ? second : first, result, third}, 1);
+      e.operands[1] |= complement;
+      e.operands[2] |= s.operands[3].negated;
+      e.counted = false;
+      if (!pair) break;
+    }
   }
 
   void decode_shuffle(const Statement& s) {
@@ -1335,7 +1361,9 @@ class ModuleReader {
 
   void read_entry() {
     auto kernel = std::make_unique<Kernel>();
+    static std::atomic<uint64_t> kernels = 0;
     kernel->name = reader.word();
+    kernel->number = ++kernels;
     std::vector<PlacedVariable> parameters;
     if (reader.accept('(') && !reader.accept(')')) {
       do parameters.push_back(read_parameter(*kernel));

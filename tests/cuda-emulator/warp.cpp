@@ -37,10 +37,6 @@ uint32_t predicate(Warp& w, uint32_t offset) {
   return offset & NEGATED ? ~mask : mask;
 }
 
-// A type of at most 32 bits in a 64-bit register.
-template <class T>
-struct Wide {};
-
 template <class T>
 struct Source {
   using Value = T;
@@ -55,14 +51,6 @@ struct Source<bool> {
   Source(Warp& w, uint32_t offset) : mask(predicate(w, offset)) {}
   bool operator[](int lane) const { return mask >> lane & 1; }
 };
-template <class T>
-struct Source<Wide<T>> {
-  using Value = T;
-  const uint64_t* values;
-  Source(Warp& w, uint32_t offset) : values(lanes<uint64_t>(w, offset)) {}
-  T operator[](int lane) const { return T(values[lane]); }
-};
-
 // d[lane] = f(lane) for the active lanes; f is also evaluated for the others.
 template <class D, class F>
 inline void write(Warp& w, uint32_t offset, F f) {
@@ -109,23 +97,40 @@ template <class T>
 struct Letter {
   static constexpr char value = std::is_same_v<T, bool> ? 'p' : sizeof(T) == 8 ? 'd' : 'r';
 };
-template <class T>
-struct Letter<Wide<T>> {
-  static constexpr char value = 'd';
-};
-
-template <class D, class F, class... A>
-Next compute(Warp& w, Next i) {
-  [&]<size_t... K>(std::index_sequence<K...>) {
-    const std::tuple sources{Source<A>(w, i->operand[K + 1])...};
-    const auto f = [&](int lane) { return F{}(std::get<K>(sources)[lane]...); };
-    if constexpr (std::is_same_v<D, bool>)
-      write_predicate(w, i->operand[0], mask_of(f));
-    else
-      write<D>(w, i->operand[0], f);
-  }
-  (std::index_sequence_for<A...>{});
+// f has copies of its sources, so that the compiler sees that writing results does not change them.
+template <class D, class F>
+inline Next compute_lanes(Warp& w, Next i, F f) {
+  if constexpr (std::is_same_v<D, bool>)
+    write_predicate(w, i->operand[0], mask_of(f));
+  else
+    write<D>(w, i->operand[0], f);
   return i + 1;
+}
+template <class D, class F, class A>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane]); });
+}
+template <class D, class F, class A, class B>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane]); });
+}
+template <class D, class F, class A, class B, class C>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  const Source<C> c(w, i->operand[3]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane], c[lane]); });
+}
+template <class D, class F, class A, class B, class C, class E>
+Next compute(Warp& w, Next i) {
+  const Source<A> a(w, i->operand[1]);
+  const Source<B> b(w, i->operand[2]);
+  const Source<C> c(w, i->operand[3]);
+  const Source<E> e(w, i->operand[4]);
+  return compute_lanes<D>(w, i, [=](int lane) { return F{}(a[lane], b[lane], c[lane], e[lane]); });
 }
 
 // The table and the instruction set's name for a spelling that is put together.
@@ -515,31 +520,17 @@ void define_floats(const Definitions& define) {
 
 // --- Comparisons ---
 
-constexpr const char* COMBINATIONS[] = {"and", "or", "xor"};
-
-// With the result of a comparison, its complement, and a third predicate: operands d, complement, a, b, c.
-template <class T, class F>
-Next compare_and_combine(Warp& w, Next i) {
-  const Source<T> a(w, i->operand[2]), b(w, i->operand[3]);
-  const uint32_t c = predicate(w, i->operand[4]);
-  const uint32_t mask = mask_of([&](int lane) { return F{}(a[lane], b[lane]); });
-  const auto combine = [&](uint32_t m) { return i->immediate == 0 ? m & c : i->immediate == 1 ? m | c : m ^ c; };
-  write_predicate(w, i->operand[0], combine(mask));
-  write_predicate(w, i->operand[1], combine(~mask));
-  return i + 1;
-}
-
 template <class T, class F>
 void define_comparison(const Definitions& define, const char* comparison, const char* t, F) {
   define.operation<bool, T, T>(Spelling("setp.%s.%s", comparison, t), F{});
-  const char operands[] = {'p', 'p', Letter<T>::value, Letter<T>::value, 'p', 0};
-  define.table.add(Spelling("setp.combine.%s.%s", comparison, t), operands, compare_and_combine<T, F>);
-  define.operation<uint32_t, T, T>(Spelling("set.%s.u32.%s", comparison, t),
-                                   [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
-  define.operation<uint32_t, T, T>(Spelling("set.%s.s32.%s", comparison, t),
-                                   [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
-  define.operation<float, T, T>(Spelling("set.%s.f32.%s", comparison, t),
-                                [](T a, T b) { return F{}(a, b) ? 1.0f : 0.0f; });
+  if constexpr (sizeof(T) == 4) {
+    define.operation<uint32_t, T, T>(Spelling("set.%s.u32.%s", comparison, t),
+                                     [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
+    define.operation<uint32_t, T, T>(Spelling("set.%s.s32.%s", comparison, t),
+                                     [](T a, T b) { return F{}(a, b) ? ~0u : 0u; });
+    define.operation<float, T, T>(Spelling("set.%s.f32.%s", comparison, t),
+                                  [](T a, T b) { return F{}(a, b) ? 1.0f : 0.0f; });
+  }
 }
 
 template <class T>
@@ -622,23 +613,8 @@ D clamp_integer(S x) {
 template <class D, class S>
 void define_integer_conversion(const Definitions& define) {
   const char *const to = type_name<D>, *const from = type_name<S>;
-  const auto convert = [](S a) { return D(a); };
-  define.operation<D, S>(Spelling("cvt.%s.%s", to, from), convert);
+  define.operation<D, S>(Spelling("cvt.%s.%s", to, from), [](S a) { return D(a); });
   define.operation<D, S>(Spelling("cvt.sat.%s.%s", to, from), [](S a) { return clamp_integer<D>(a); });
-  // Registers may be wider than the types.
-  if constexpr (sizeof(S) < 8) {
-    define.table.add(Spelling("cvt.%s.%s:%cd", to, from, Letter<D>::value), "", compute<D, decltype(convert), Wide<S>>);
-    if constexpr (sizeof(D) < 8) {
-      using E = std::conditional_t<std::is_signed_v<D>, int64_t, uint64_t>;
-      const auto extend = [](S a) { return E(D(a)); };
-      define.table.add(Spelling("cvt.%s.%s:dd", to, from), "", compute<E, decltype(extend), Wide<S>>);
-    }
-  }
-  if constexpr (sizeof(D) < 8) {
-    using E = std::conditional_t<std::is_signed_v<D>, int64_t, uint64_t>;
-    const auto extend = [](S a) { return E(D(a)); };
-    define.table.add(Spelling("cvt.%s.%s:d%c", to, from, Letter<S>::value), "", compute<E, decltype(extend), S>);
-  }
 }
 
 template <class I>
@@ -697,21 +673,29 @@ void define_conversions(const Definitions& define) {
 // --- Memory ---
 
 // Addresses of a warp instruction in one space, with the offset of the instruction added.
+inline bool fits(const Pattern& p, const Warp& w, const uint64_t* addresses) {
+  if (p.mask != w.active || p.kernel != w.worker->kernel->number) return false;
+  const uint64_t base = addresses[p.first];
+  uint64_t different = 0;
+  if (p.mask == ALL_LANES)
+    for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
+  else
+    for (int lane = 0; lane < LANES; ++lane)
+      different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
+  return !different;
+}
+
 template <uint32_t BYTES>
 inline const Pattern& pattern_of(Warp& w, Next i, const uint64_t* addresses) {
-  Pattern& p = w.worker->patterns[i->pattern];
-  if (p.mask == w.active) {
-    const uint64_t base = addresses[p.first];
-    uint64_t different = 0;
-    if (p.mask == ALL_LANES)
-      for (int lane = 0; lane < LANES; ++lane) different |= (addresses[lane] - base) ^ uint64_t(p.relative[lane]);
-    else
-      for (int lane = 0; lane < LANES; ++lane)
-        different |= ((addresses[lane] - base) ^ uint64_t(p.relative[lane])) & -uint64_t(p.mask >> lane & 1);
-    if (!different) return p;
+  Patterns& patterns = w.worker->patterns[i->pattern];
+  if (fits(patterns.pattern[patterns.latest], w, addresses)) return patterns.pattern[patterns.latest];
+  for (uint32_t other = 1; other < 4; ++other) {
+    const uint32_t k = (patterns.latest + other) % 4;
+    if (!fits(patterns.pattern[k], w, addresses)) continue;
+    patterns.latest = k;
+    return patterns.pattern[k];
   }
-  learn_pattern(p, addresses, w.active, BYTES);
-  return p;
+  return learn_pattern(patterns, addresses, w, BYTES);
 }
 
 template <class T>
@@ -1007,11 +991,14 @@ void load_from(Warp& w, Next i, const uint64_t* addresses) {
 #pragma GCC ivdep
       for (int lane = 0; lane < LANES; ++lane) d[k][lane] = D(values[lane * N + k]);
   } else {
-    for (uint32_t m = w.active; m; m &= m - 1) {
-      const int lane = std::countr_zero(m);
+    const auto load_lane = [&](int lane) {
       const T* const source = reinterpret_cast<const T*>(at.data + p.relative[lane]);
       for (int k = 0; k < N; ++k) d[k][lane] = D(source[k]);
-    }
+    };
+    if (w.active == ALL_LANES)
+      for (int lane = 0; lane < LANES; ++lane) load_lane(lane);
+    else
+      for (uint32_t m = w.active; m; m &= m - 1) load_lane(std::countr_zero(m));
   }
 }
 

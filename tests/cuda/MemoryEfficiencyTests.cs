@@ -62,7 +62,7 @@ public sealed class MemoryEfficiencyTests
             run.Prepare(pass, TestBackends.GivenForwardOutputs(kernelCase, pass));
             foreach (var (kernel, counters) in CudaEmulator.Count(() => run.Call(pass)))
             {
-                var traffic = (double)counters.TransferredBytes / kernelCase.Bytes(pass);
+                var traffic = (double)counters.TransferredBytes / kernelCase.Cost(pass).Bytes;
                 if (traffic < Negligible)
                     continue;
                 var limit = Limits.First(limit => kernel.StartsWith(limit.Kernel, StringComparison.Ordinal));

@@ -155,7 +155,7 @@ public sealed class BitEqualityTests : IClassFixture<BitEqualityTests.Uninterrup
             values[0] = float.NaN;
             parameters.SetValues(weight, values);
         }));
-        Assert.Contains("epoch 1, step 1", e.Message);
+        Assert.Contains("epoch 2, step 2 of 3", e.Message);
         Assert.Contains("NaN", e.Message);
         Assert.Equal(checkpoint, run.Bytes(_searchFiles[0]));
         Assert.Equal(metrics, run.Bytes(_searchFiles[1]));

@@ -21,7 +21,7 @@ public sealed class MagnitudeSelectorTests
                 return;
             alphas[9 + 1, Sep] = 2;
             alphas[9 + 4, Skip] = 3;
-        }, out var states);
+        }, out var states, out var decisions);
         Assert.Equal(new GenotypeEdge("sep_conv_3x3", 1), genotype.Normal[6]);
         Assert.Equal(new GenotypeEdge("skip_connect", 4), genotype.Normal[7]);
         Assert.Equal(EdgeStates.Removed, states[CellType.Normal, 9]);
@@ -29,6 +29,17 @@ public sealed class MagnitudeSelectorTests
         Assert.Equal(EdgeStates.Removed, states[CellType.Normal, 11]);
         Assert.Equal(EdgeStates.Removed, states[CellType.Normal, 12]);
         Assert.Equal(Skip, states[CellType.Normal, 13]);
+
+        // 14 edges, then the weakest edges of nodes 1 (one), 2 (two) and 3; equals: the last one goes.
+        var edge10 = decisions[10];
+        Assert.Equal((10, "operation", "normal", 3, 10, "sep_conv_3x3"), (edge10.Index, edge10.Phase, edge10.Cell, edge10.Node, edge10.Edge, edge10.Chosen));
+        Assert.Equal(["none", "skip_connect", "sep_conv_3x3"], edge10.Candidates.Select(candidate => candidate.Operation));
+        Assert.Equal(1, edge10.Candidates.Sum(candidate => candidate.Weight), 1e-12);
+        Assert.Equal(Math.Exp(2) / (2 + Math.Exp(2)), edge10.Candidates[Sep].Weight, 1e-6);
+        var node3 = decisions.Where(decision => decision is { Phase: "topology", Cell: "normal", Node: 3 }).ToList();
+        Assert.Equal([12, 11, 9], node3.Select(decision => decision.Edge));
+        Assert.Equal([9, 10, 13], node3[^1].Candidates.Select(candidate => candidate.Edge));
+        Assert.Equal(40, decisions.Count);
     }
 
     [Fact]
@@ -73,10 +84,16 @@ public sealed class MagnitudeSelectorTests
         foreach (var folder in (string[])["", "select-magnitude"])
             Assert.Equal(expected.ToString(), System.Text.Encoding.UTF8.GetString(run.Bytes(folder, "genotype.txt")).TrimEnd('\n'));
         Assert.Equal(checkpoint, run.Bytes("checkpoints", "search.safetensors"));
-        Assert.False(File.Exists(Path.Combine(run.Folder, "select-magnitude", "decisions.jsonl")));
+        Assert.Equal(run.Bytes("select-magnitude", "decisions.jsonl"), run.Bytes("decisions.jsonl"));
+        var lines = File.ReadAllLines(Path.Combine(run.Folder, "decisions.jsonl"));
+        Assert.Equal(2 * (CellTopology.Edges + 6), lines.Length);
+        Assert.StartsWith("""{"index":0,"phase":"operation","cell":"normal","node":0,"edge":0,"chosen":""", lines[0], StringComparison.Ordinal);
+        Assert.Contains("\"candidates\":[{\"operation\":\"none\",\"edge\":0,\"weight\":0.3", lines[0], StringComparison.Ordinal);
     }
 
-    private static Genotype Select(Action<double[,], CellType> edit, out EdgeStates states)
+    private static Genotype Select(Action<double[,], CellType> edit, out EdgeStates states) => Select(edit, out states, out _);
+
+    private static Genotype Select(Action<double[,], CellType> edit, out EdgeStates states, out IReadOnlyList<MagnitudeDecision> decisions)
     {
         using var backend = new ReferenceBackend();
         using var network = new Supernet(backend, SearchSpace.Load("s3"), new SupernetSize(2, 3, 5, 8), seed: 1);
@@ -86,7 +103,7 @@ public sealed class MagnitudeSelectorTests
             edit(alphas, type);
             network.Alphas.Set(type, [.. alphas.Cast<double>()]);
         }
-        (var genotype, states) = MagnitudeSelector.Select(network);
-        return genotype;
+        (decisions, states) = MagnitudeSelector.Select(network);
+        return network.Space.ToGenotype(states);
     }
 }

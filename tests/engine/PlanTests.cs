@@ -30,6 +30,10 @@ public sealed class PlanTests
         Assert.InRange(alpha.ForwardCost.Flops, 40e9, 44.5e9);
         // Pools, normalisation, statistics and sums are what is not a product.
         Assert.InRange(alpha.ForwardCost.Flops / products, 1.0, 1.2);
+        // The stem's input, the image, wants no gradient.
+        const double classifier = 2.0 * Images * 256 * 10, stem = 2.0 * Images * 27 * 48 * 1024;
+        Assert.Equal(products + classifier, alpha.ForwardCost.ProductFlops);
+        Assert.Equal(2 * (products + classifier) - stem, weights.BackwardCost.ProductFlops);
         Assert.Equal(alpha.ForwardCost.Flops, weights.ForwardCost.Flops);
         Assert.InRange(alpha.BackwardCost.Flops / products, 0.97, 1.1);
         Assert.InRange(weights.BackwardCost.Flops / products, 1.97, 2.2);

@@ -1,5 +1,6 @@
 using System.Text.Json;
 using PerturbNas.Backends.Cpu;
+using PerturbNas.Backends.Planning;
 using PerturbNas.Reports;
 using PerturbNas.Spaces;
 using PerturbNas.Tests.Data;
@@ -36,8 +37,9 @@ public sealed class ProfileTests
         var forecast = Forecast.OfSearch(Configuration);
         foreach (var phase in profile.Phases.Skip(1))
         {
-            Assert.InRange(phase.BetweenSeconds, 0, 0.05 * phase.Seconds);
-            Assert.Equal(phase.Seconds, phase.BetweenSeconds + phase.Kernels.Sum(kernel => kernel.Seconds), 1e-9);
+            Assert.InRange(phase.OtherSeconds, 0, 0.05 * phase.Seconds);
+            Assert.Equal(phase.Seconds, phase.OtherSeconds + phase.Kernels.Sum(kernel => kernel.Seconds), 1e-9);
+            Assert.True(phase.UnprofiledSeconds > 0);
             if (forecast.Phases.FirstOrDefault(planned => planned.Name == phase.Phase) is not { } planned)
                 continue;
             // What ran is what was forecast, kernel by kernel.
@@ -50,6 +52,19 @@ public sealed class ProfileTests
         }
         var scoring = profile.Phases[^1].Kernels.Select(kernel => kernel.Kernel).ToList();
         Assert.DoesNotContain(scoring, kernel => kernel.EndsWith("backward", StringComparison.Ordinal));
+    }
+
+    /// <summary>Calls that ran as a group share its time; those before and after it keep their own.</summary>
+    [Fact]
+    public void AGroupsTimeIsDividedByWhatItsCallsTakeAlone()
+    {
+        KernelCall[] calls =
+        [
+            new("a", default, 0, 10), new("b", default, 10, 40, Group: 1), new("c", default, 10, 40, Group: 1), new("d", default, 40, 50, Group: 2),
+            new("e", default, 55, 60),
+        ];
+        Assert.Equal([(0, 10), (10, 20), (20, 40), (40, 50), (55, 60)],
+            StepProfile.Divide(calls, [7, 20, 40, 3, 9]).Select(call => (call.Start, call.End)));
     }
 
     /// <summary>Trace Event Format: complete events with times in microseconds; a phase's kernels lie within its passes, one after the other.</summary>

@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Planning;
 using PerturbNas.Training;
 
 namespace PerturbNas.Tests.Kernels;
@@ -53,11 +54,6 @@ public sealed record KernelBuffer(
     public bool IsOutput(KernelPass pass) =>
         Role == (pass == KernelPass.Forward ? BufferRole.ForwardOutput : BufferRole.BackwardOutput);
 
-    /// <summary>Bytes that the pass moves at least on a float32 backend: read, written, or both.</summary>
-    public long Bytes(KernelPass pass) => pass == KernelPass.Forward && Role == BufferRole.BackwardOutput
-        ? 0
-        : (long)Count * ElementSize(4) * (IsOutput(pass) && Fill != null ? 2 : 1);
-
     public int ElementSize(int real) => Kind switch
     {
         BufferKind.Real => real,
@@ -74,8 +70,7 @@ public sealed class KernelAddresses(IReadOnlyDictionary<string, nint> addresses)
 }
 
 /// <summary>
-/// One row of the case table: an operator, a shape with its options, the buffers, and how to call the kernels. FLOPs are those of the
-/// operator's definition (a multiply-add is two; recomputation does not count) for the gradients that the case asks for.
+/// One row of the case table: an operator, a shape with its options, the buffers, and how to call the kernels.
 /// </summary>
 public sealed class KernelCase(string operatorName, string shape)
 {
@@ -93,21 +88,19 @@ public sealed class KernelCase(string operatorName, string shape)
 
     public Action<Backend, KernelAddresses>? Backward { get; init; }
 
-    public double ForwardFlops { get; init; }
-
-    public double BackwardFlops { get; init; }
-
     /// <summary>May finite differences check it? Not where inputs are made for rounding or not-a-number.</summary>
     public bool Differentiable { get; init; } = true;
 
     public override string ToString() => Name;
 
-    public double Flops(KernelPass pass) => pass == KernelPass.Forward ? ForwardFlops : BackwardFlops;
-
-    /// <summary>Bytes that a pass must move at least on a float32 backend.</summary>
-    public long Bytes(KernelPass pass) => _buffers
-        .Where(buffer => pass == KernelPass.Backward || Backward == null || buffer.Name is not ("g" or "coefficients"))
-        .Sum(buffer => buffer.Bytes(pass));
+    /// <summary>The least that a pass has to do on a float32 backend.</summary>
+    public Cost Cost(KernelPass pass)
+    {
+        // The forward pass is asked for no gradients.
+        var addresses = _buffers.Where(buffer => pass == KernelPass.Backward || buffer.Role != BufferRole.BackwardOutput)
+            .Select((buffer, i) => (buffer.Name, Address: (nint)(i + 1))).ToDictionary(buffer => buffer.Name, buffer => buffer.Address);
+        return MeteredBackend.CostOf(backend => Call(pass)(backend, new KernelAddresses(addresses)));
+    }
 
     public IEnumerable<KernelPass> Passes()
     {

@@ -89,8 +89,6 @@ public static class KernelCases
             Dilation = dilation,
             Accumulate = options.Accumulate ? 1 : 0,
         };
-        var depthwiseFlops = 2.0 * images * oh * ow * kernel * kernel * inChannels;
-        var pointwiseFlops = 2.0 * images * oh * ow * inChannels * outChannels;
         var kernelCase = new KernelCase(
             "depthwise_pointwise", $"{height}x{width}x{inChannels}>{outChannels} k{kernel} s{stride} d{dilation} {options}")
         {
@@ -104,14 +102,6 @@ public static class KernelCases
             {
                 Set(at, out var a);
                 backend.DepthwisePointwiseBackward(a);
-            },
-            ForwardFlops = depthwiseFlops + pointwiseFlops,
-            // The gradient of the depthwise result is needed either way.
-            BackwardFlops = options.Variants > 1 ? 0 : pointwiseFlops + options.Wanted switch
-            {
-                Wanted.Input => depthwiseFlops,
-                Wanted.Weights => depthwiseFlops + pointwiseFlops,
-                _ => 2 * depthwiseFlops + pointwiseFlops,
             },
         };
         AddInput(kernelCase, "x", inputs, options.Special);
@@ -180,7 +170,6 @@ public static class KernelCases
                     YOffset = yOffset,
                 });
         }
-        var flops = 2.0 * images * pixels * inChannels * outChannels;
         var shape = $"{height}x{width}x{DescribeParts(parts)}>{outChannels} s{stride}+{offset} of {yChannels}+{yOffset}" +
             $"{(relu ? " relu" : "")} {options with { Variants = variants }}";
         var kernelCase = new KernelCase("pointwise", shape)
@@ -188,8 +177,6 @@ public static class KernelCases
             Differentiable = options.Special == Special.None,
             Forward = (backend, at) => Call(at, a => backend.PointwiseForward(a)),
             Backward = variants > 1 ? null : (backend, at) => Call(at, a => backend.PointwiseBackward(a)),
-            ForwardFlops = flops,
-            BackwardFlops = variants > 1 ? 0 : options.Wanted == Wanted.All ? 2 * flops : flops,
         };
         AddParts(kernelCase, parts, options.Images * height * width, options.Special);
         AddWeight(kernelCase, "weight", inChannels * outChannels, inChannels, options.Special);
@@ -245,7 +232,6 @@ public static class KernelCases
             Relu = relu ? 1 : 0,
             Accumulate = options.Accumulate ? 1 : 0,
         };
-        var flops = 2.0 * images * oh * ow * weights;
         var shape = $"{height}x{width}x{inChannels}>{outChannels} k{kernel.Height}x{kernel.Width} s{stride.Height}x{stride.Width} " +
             $"p{padding.Height}x{padding.Width}{(relu ? " relu" : "")} {options}";
         var kernelCase = new KernelCase("convolution", shape)
@@ -261,8 +247,6 @@ public static class KernelCases
                 Set(at, out var a);
                 backend.ConvolutionBackward(a);
             },
-            ForwardFlops = flops,
-            BackwardFlops = options.Variants > 1 ? 0 : options.Wanted == Wanted.All ? 2 * flops : flops,
         };
         AddInput(kernelCase, "x", inputs, options.Special);
         AddWeight(kernelCase, "weight", weights, weights / outChannels, options.Special);
@@ -321,8 +305,6 @@ public static class KernelCases
                 else
                     backend.AvgPoolBackward(a);
             },
-            ForwardFlops = 9.0 * images * pixels * channels,
-            BackwardFlops = hasBackward ? (maximum ? 1.0 : 9.0) * images * pixels * channels : 0,
         };
         AddInput(kernelCase, "x", inputs, options.Special);
         AddOutput(kernelCase, images, pixels, channels, 0, channels, options);
@@ -357,7 +339,6 @@ public static class KernelCases
                 Epsilon = 1e-5f,
                 Momentum = 0.1f,
             }),
-            ForwardFlops = 6.0 * variants * images * channels,
         };
         if (training)
             kernelCase.Input("statistics", BufferKind.Real, variants * images * 2 * channels, (stream, _) =>
@@ -403,7 +384,6 @@ public static class KernelCases
                 Row = row,
                 Training = training ? 1 : 0,
             }),
-            ForwardFlops = 2.0 * images * channels,
         };
         if (sums)
             kernelCase.Input("gradient_sums", images * rows * channels, Math.Sqrt(pixels));
@@ -466,8 +446,6 @@ public static class KernelCases
         {
             Forward = (backend, at) => Call(at, a => backend.MixedSumForward(a)),
             Backward = !hasBackward ? null : (backend, at) => Call(at, a => backend.MixedSumBackward(a)),
-            ForwardFlops = 4.0 * count * terms.Length,
-            BackwardFlops = hasBackward ? (3.0 * terms.Length + 1) * count : 0,
         };
         for (var t = 0; t < terms.Length; t++)
         {
@@ -506,7 +484,6 @@ public static class KernelCases
                 Count = count,
                 Accumulate = accumulate ? 1 : 0,
             }),
-            ForwardFlops = count,
         };
         kernelCase.Input("g", count);
         if (weight)
@@ -536,8 +513,6 @@ public static class KernelCases
         {
             Forward = (backend, at) => Call(at, a => backend.GlobalAveragePoolForward(a)),
             Backward = variants > 1 ? null : (backend, at) => Call(at, a => backend.GlobalAveragePoolBackward(a)),
-            ForwardFlops = (double)variants * images * pixels * channels,
-            BackwardFlops = variants > 1 ? 0 : (double)images * pixels * channels,
         };
         AddParts(kernelCase, parts, images * pixels, Special.None);
         kernelCase.Output("out", variants * images * channels);
@@ -564,7 +539,6 @@ public static class KernelCases
             InChannels = inChannels,
             OutChannels = outChannels,
         };
-        var flops = 2.0 * rows * inChannels * outChannels;
         var kernelCase = new KernelCase("linear", $"{rows}x{inChannels}>{outChannels}{(wanted == Wanted.All ? "" : $" only{wanted}")}")
         {
             Forward = (backend, at) =>
@@ -577,8 +551,6 @@ public static class KernelCases
                 Set(at, out var a);
                 backend.LinearBackward(a);
             },
-            ForwardFlops = flops,
-            BackwardFlops = wanted == Wanted.All ? 2 * flops : flops,
         };
         kernelCase.Input("x", rows * inChannels);
         AddWeight(kernelCase, "weight", inChannels * outChannels, inChannels, Special.None);
@@ -612,7 +584,6 @@ public static class KernelCases
                 Smoothing = smoothing,
                 Scale = scale,
             }),
-            ForwardFlops = 5.0 * variants * images * classes,
         };
         // A coarse grid makes ties, where the lowest class is the prediction.
         kernelCase.Input("logits", variants * images * classes, deviation, step: 0.5);
@@ -646,7 +617,6 @@ public static class KernelCases
                 WeightDecay = weightDecay,
                 MaxNorm = maxNorm,
             }),
-            ForwardFlops = 8.0 * count,
         }
             .Input("gradients", count)
             .Output("parameters", count, initial: KernelCase.Normal(count, 0.2, 0, 0))
@@ -670,7 +640,6 @@ public static class KernelCases
                 Epsilon = 1e-8f,
                 WeightDecay = weightDecay,
             }),
-            ForwardFlops = 14.0 * count,
         }
             .Input("gradients", count)
             .Output("parameters", count, initial: KernelCase.Normal(count, 1e-3, 0, 0))
@@ -681,7 +650,6 @@ public static class KernelCases
         new KernelCase("noise_normal", $"{count} key{key} position{position}")
         {
             Forward = (backend, at) => backend.NoiseNormal(new() { Out = at["out"], Count = count, Key = key, Position = position }),
-            ForwardFlops = 10.0 * count,
         }.Output("out", count);
 
     private static IEnumerable<KernelCase> Build()

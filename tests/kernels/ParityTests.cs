@@ -66,14 +66,14 @@ public class ParityTests
     }
 
     /// <summary>Everything that the pass wrote is what the oracle makes of it.</summary>
-    internal static void AssertClose(KernelCase kernelCase, KernelRun run, KernelPass pass, string name)
+    internal static void AssertClose(KernelCase kernelCase, KernelRun run, KernelPass pass, string name, double tolerance = Tolerance)
     {
         var outputs = run.Outputs(pass);
         foreach (var buffer in kernelCase.Buffers.Where(buffer => buffer.IsOutput(pass)))
-            AssertClose(buffer, TestBackends.Expected(kernelCase, pass)[buffer.Name], outputs[buffer.Name], $"{name}, {pass}");
+            AssertClose(buffer, TestBackends.Expected(kernelCase, pass)[buffer.Name], outputs[buffer.Name], $"{name}, {pass}", tolerance);
     }
 
-    private static void AssertClose(KernelBuffer buffer, double[] expected, double[] actual, string where)
+    private static void AssertClose(KernelBuffer buffer, double[] expected, double[] actual, string where, double tolerance)
     {
         var exact = buffer.Kind is BufferKind.Byte or BufferKind.Int32 or BufferKind.Int64;
         for (var row = 0; row < buffer.Rows; row++)
@@ -84,7 +84,7 @@ public class ParityTests
             foreach (var i in elements)
             {
                 var same = expected[i].Equals(actual[i]) ||
-                    !exact && Math.Abs(expected[i] - actual[i]) <= Tolerance * scale + Denormal;
+                    !exact && Math.Abs(expected[i] - actual[i]) <= tolerance * scale + Denormal;
                 Assert.True(
                     same, $"{where}: {buffer.Name}[{i}] (row {row}) is {actual[i]:g9}, not {expected[i]:g9}; row scale {scale:g3}");
             }

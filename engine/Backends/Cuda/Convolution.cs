@@ -17,21 +17,9 @@ public partial class CudaBackend
         var apart = a.Statistics != 0 && launch.Tiles > 1;
         launch.Sums = apart ? Scratch(tiles * 2 * a.OutChannels * sizeof(float)) : a.Statistics;
         var columns = BlockColumns(a.OutChannels, tiles);
+        launch.Counters = apart ? Counters(images * Ceiling(a.OutChannels, columns)) : 0;
         Launch(ProductKernel(name, columns), new(checked((int)tiles), Ceiling(a.OutChannels, columns)), new(threads), launch,
             ProductBytes(threads, columns));
-        if (apart)
-            MergeStatistics(new()
-            {
-                Partial = launch.Sums,
-                Statistics = a.Statistics,
-                Images = checked((int)images),
-                Channels = a.OutChannels,
-                Count = a.OutChannels,
-                Height = 1,
-                Width = launch.Pixels,
-                TileHeight = 1,
-                TileWidth = threads,
-            });
     }
 
     public override void ConvolutionBackward(in ConvolutionArgs a)
@@ -66,7 +54,7 @@ public partial class CudaBackend
             launch.DWeight = launch.Groups > 1 ? Scratch(launch.Groups * count * sizeof(float)) : a.DWeight;
             Launch($"{name}_weights", new(launch.Groups, chunks, columnBlocks), new(threads), launch,
                 WeightGradientBytes(threads, launch.Columns));
-            SumPartials(new PartialSum { Partial = launch.DWeight, Out = a.DWeight, Count = count, Outer = 1, Parts = launch.Groups });
+            SumPartials(new PartialSum { Partial = launch.DWeight, Out = a.DWeight, Count = count, Parts = launch.Groups });
         }
     }
 
@@ -88,7 +76,7 @@ public partial class CudaBackend
     private struct ConvolutionLaunch
     {
         private readonly ConvolutionArgs _a;
-        public nint Sums, DWeight;
+        public nint Sums, Counters, DWeight;
         private readonly int _outHeight, _outWidth;
         public int Tiles;
         public readonly int Depth;

@@ -54,7 +54,7 @@ public unsafe partial class CudaBackend : Backend
     /// <summary>"cuda" or "cuda-emulated".</summary>
     public override string Name { get; }
 
-    public override string Description => $"{Name} ({_context.Properties.Name}, {_context.Properties.MemoryBytes >> 20} MiB)";
+    public override string Description => $"{Name} ({_context.Properties.Name}, {_context.Properties.MemoryBytes >> 20} MiB{(Tf32 ? ", TF32" : "")})";
 
     /// <summary>Whether the device is emulated.</summary>
     public bool IsEmulated { get; }
@@ -101,6 +101,7 @@ public unsafe partial class CudaBackend : Backend
 
     public override void Free(nint address)
     {
+        Flush();
         lock (_allocated)
             _allocated.Remove(address);
         if (address != 0)
@@ -132,6 +133,7 @@ public unsafe partial class CudaBackend : Backend
     public override void ReadBytes(nint address, Span<byte> bytes)
     {
         RequireNotCapturing();
+        Flush();
         _context.MakeCurrent();
         fixed (byte* target = bytes)
         {
@@ -143,6 +145,7 @@ public unsafe partial class CudaBackend : Backend
 
     public override void Zero(nint address, long bytes)
     {
+        Flush();
         _context.MakeCurrent();
         if (bytes > 0)
             _stream.ClearMemory(address, bytes);
@@ -155,6 +158,7 @@ public unsafe partial class CudaBackend : Backend
     /// </remarks>
     public override void Replay(object key, Action work)
     {
+        Flush();
         if (!_replayed.TryGetValue(key, out var replayed))
         {
             work();
@@ -172,12 +176,14 @@ public unsafe partial class CudaBackend : Backend
 
     public override void BeginTiming()
     {
+        Flush();
         _context.MakeCurrent();
         _stream.Record(_timingStart);
     }
 
     public override double? EndTiming()
     {
+        Flush();
         _stream.Record(_timingEnd);
         _timingEnd.Synchronize();
         return CudaEvent.ElapsedMilliseconds(_timingStart, _timingEnd) / 1e3;
@@ -192,6 +198,7 @@ public unsafe partial class CudaBackend : Backend
         _timingStart.Dispose();
         _timingEnd.Dispose();
         Free(_scratch);
+        FreeCounters();
         foreach (var staging in _staging)
             staging.Dispose();
         foreach (var module in _modules.Values)
@@ -213,6 +220,7 @@ public unsafe partial class CudaBackend : Backend
     {
         if (sizeof(T) > ArgumentLimit)
             throw new InvalidOperationException($"{typeof(T).Name} has {sizeof(T)} bytes; a launch takes {ArgumentLimit}");
+        Flush();
         fixed (T* address = &arguments)
             Launch(kernel, grid, block, address, sharedBytes);
     }
@@ -290,11 +298,13 @@ public unsafe partial class CudaBackend : Backend
         try
         {
             work();
+            Flush();
         }
         catch
         {
             // The work's own error counts, not that of a capture which was cut short.
             _capturing = false;
+            Forget();
             _stream.AbandonCapture();
             throw;
         }
@@ -313,6 +323,7 @@ public unsafe partial class CudaBackend : Backend
     private void Write(nint address, ReadOnlySpan<byte> bytes)
     {
         RequireNotCapturing();
+        Flush();
         _context.MakeCurrent();
         while (bytes.Length > 0)
         {

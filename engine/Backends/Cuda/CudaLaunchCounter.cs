@@ -4,7 +4,7 @@ namespace PerturbNas.Backends.Cuda;
 /// Counts the launches that a CUDA device would be given, with the grids of an H100. It has no device: nothing is computed, addresses are made up,
 /// and reading gives zeros.
 /// </summary>
-public sealed class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multiprocessors)
+public class CudaLaunchCounter() : CudaBackend("cuda launch counter", H100Multiprocessors)
 {
     private const int H100Multiprocessors = 132;
     private const long Alignment = 512;
@@ -16,7 +16,14 @@ public sealed class CudaLaunchCounter() : CudaBackend("cuda launch counter", H10
     public static MachineLimits H100 { get; } = new() { Gigaflops = 60_000, GigabytesPerSecond = 3_350 };
 
     /// <summary>Launches by kernel.</summary>
-    public IReadOnlyDictionary<string, long> Launches => _launches;
+    public IReadOnlyDictionary<string, long> Launches
+    {
+        get
+        {
+            Flush();
+            return _launches;
+        }
+    }
 
     public override MachineLimits MeasureLimits() => H100;
 
@@ -59,11 +66,13 @@ public sealed class CudaLaunchCounter() : CudaBackend("cuda launch counter", H10
 
     public override void Replay(object key, Action work) => work();
 
-    public override void BeginTiming()
-    {
-    }
+    public override void BeginTiming() => Flush();
 
-    public override double? EndTiming() => 0;
+    public override double? EndTiming()
+    {
+        Flush();
+        return 0;
+    }
 
     private protected override unsafe void Launch(string kernel, Dim3 grid, Dim3 block, void* argument, int sharedBytes) =>
         _launches[kernel] = _launches.GetValueOrDefault(kernel) + 1;

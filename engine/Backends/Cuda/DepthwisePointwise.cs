@@ -18,23 +18,11 @@ public unsafe partial class CudaBackend
         var apart = a.Statistics != 0 && launch.Tiles.Count > 1;
         launch.Sums = apart ? Scratch(tiles * 2 * a.OutChannels * sizeof(float)) : a.Statistics;
         var columns = BlockColumns(a.OutChannels, tiles);
+        launch.Counters = apart ? Counters(images * Ceiling(a.OutChannels, columns)) : 0;
         var threads = launch.Tiles.Pixels;
         var floats = launch.Tiles.WindowFloats + Chunk * (a.Kernel * a.Kernel + threads + TileRows + 2 * (columns + 8));
         Launch(ProductKernel($"{name}_k{a.Kernel}_s{stride}", columns), new(checked((int)tiles), Ceiling(a.OutChannels, columns)),
             new(threads), launch, floats * sizeof(float));
-        if (apart)
-            MergeStatistics(new()
-            {
-                Partial = launch.Sums,
-                Statistics = a.Statistics,
-                Images = checked((int)images),
-                Channels = a.OutChannels,
-                Count = a.OutChannels,
-                Height = launch.OutHeight,
-                Width = launch.OutWidth,
-                TileHeight = TileRows,
-                TileWidth = launch.Tiles.Width,
-            });
     }
 
     public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a)
@@ -72,6 +60,7 @@ public unsafe partial class CudaBackend
         var scratch = Scratch(plan.Bytes);
         input.Dz = weights.Dz = scratch + (nint)dz;
         input.Sums = a.GradientSums != 0 && sumsApart ? scratch + (nint)sums : a.GradientSums;
+        input.Counters = a.GradientSums != 0 && sumsApart ? Counters((long)a.Images * chunks) : 0;
         weights.DDepthwise = a.DDepthwise != 0 && weights.Groups > 1 ? scratch + (nint)partialTaps : a.DDepthwise;
         weights.DPointwise = a.DPointwise != 0 && weights.Groups > 1 ? scratch + (nint)partialMatrix : a.DPointwise;
 
@@ -108,18 +97,9 @@ public unsafe partial class CudaBackend
         SumPartials(
             new PartialSum
             {
-                Partial = input.Sums,
-                Out = a.GradientSums,
-                Count = 2 * a.InChannels,
-                Outer = a.Images,
-                Parts = a.GradientSums != 0 ? input.Tiles.Count : 0,
-            },
-            new PartialSum
-            {
                 Partial = weights.DDepthwise,
                 Out = a.DDepthwise,
                 Count = taps,
-                Outer = 1,
                 Parts = a.DDepthwise != 0 ? weights.Groups : 0,
             },
             new PartialSum
@@ -127,7 +107,6 @@ public unsafe partial class CudaBackend
                 Partial = weights.DPointwise,
                 Out = a.DPointwise,
                 Count = matrix,
-                Outer = 1,
                 Parts = a.DPointwise != 0 ? weights.Groups : 0,
             });
     }
@@ -215,7 +194,7 @@ public unsafe partial class CudaBackend
     {
         public DepthwisePointwiseArgs A;
         public DepthwiseTiles Tiles;
-        public nint Sums, Dz, DDepthwise, DPointwise;
+        public nint Sums, Counters, Dz, DDepthwise, DPointwise;
         public int OutHeight, OutWidth, Height, Width, Step, Dilation, DilationShift, Padding, Columns, Groups;
     }
 }

@@ -24,22 +24,9 @@ public unsafe partial class CudaBackend
         var apart = a.Statistics != 0 && launch.Tiles > 1;
         launch.Sums = apart ? Scratch(tiles * 2 * a.YChannels * sizeof(float)) : a.Statistics;
         var columns = BlockColumns(a.OutChannels, tiles);
+        launch.Counters = apart ? Counters(images * Ceiling(a.OutChannels, columns)) : 0;
         Launch(ProductKernel(name, columns), new(checked((int)tiles), Ceiling(a.OutChannels, columns)), new(threads), launch,
             ProductBytes(threads, columns));
-        if (apart)
-            MergeStatistics(new()
-            {
-                Partial = launch.Sums,
-                Statistics = a.Statistics,
-                Images = checked((int)images),
-                Channels = a.YChannels,
-                First = a.YOffset,
-                Count = a.OutChannels,
-                Height = 1,
-                Width = launch.Pixels,
-                TileHeight = 1,
-                TileWidth = threads,
-            });
     }
 
     public override void PointwiseBackward(in PointwiseArgs a)
@@ -80,7 +67,7 @@ public unsafe partial class CudaBackend
         launch.DWeight = launch.Groups > 1 ? Scratch(launch.Groups * count * sizeof(float)) : a.DWeight;
         Launch("pointwise_backward_weights", new(launch.Groups, chunks, columnBlocks), new(threads), launch,
             WeightGradientBytes(threads, launch.Columns));
-        SumPartials(new PartialSum { Partial = launch.DWeight, Out = a.DWeight, Count = count, Outer = 1, Parts = launch.Groups });
+        SumPartials(new PartialSum { Partial = launch.DWeight, Out = a.DWeight, Count = count, Parts = launch.Groups });
     }
 
     /// <summary>The gradients of those parts that ask for one.</summary>
@@ -149,7 +136,7 @@ public unsafe partial class CudaBackend
         private PartsOfLaunch _parts;
         private IntegersOfParts _firstRow;
         public IntegersOfParts FirstBlock;
-        public nint Sums, DWeight;
+        public nint Sums, Counters, DWeight;
         private int _outWidth;
         public int Pixels, Tiles, InChannels, Columns, Groups;
 

@@ -11,6 +11,11 @@ public unsafe partial class CudaBackend
     /// <summary>Blocks that a large device needs to be busy. A constant, so that results depend on shapes alone.</summary>
     private const int EnoughBlocks = 132;
 
+    /// <summary>Enough for every use in a search.</summary>
+    private const long LeastCounters = 1 << 14;
+
+    private readonly Stack<nint> _counters = [];
+    private long _counterCount;
     private bool _tf32;
 
     /// <summary>
@@ -57,9 +62,24 @@ public unsafe partial class CudaBackend
     /// <summary>The groups of tiles that have a sum of their own where so many blocks work on each.</summary>
     private static int TileGroups(long tiles, int blocks) => (int)Math.Clamp(2 * EnoughBlocks / blocks, 1, tiles);
 
-    /// <summary>The statistics of the tiles of every image to those of the image, where it has several.</summary>
-    private void MergeStatistics(in TileStatistics a) =>
-        Launch("merge_statistics", new(Ceiling((long)a.Images * a.Count, 128)), new(128), a);
+    /// <summary>
+    /// So many counters of blocks, zero between launches. Those that a captured graph knows stay where they are until the end.
+    /// </summary>
+    private nint Counters(long count)
+    {
+        if (count > _counterCount)
+        {
+            _counterCount = Math.Max(count, LeastCounters);
+            _counters.Push(Allocate(_counterCount * sizeof(uint)));
+        }
+        return _counters.Peek();
+    }
+
+    private void FreeCounters()
+    {
+        while (_counters.TryPop(out var address))
+            Free(address);
+    }
 
     /// <summary>Adds up what several blocks have left apart.</summary>
     private void SumPartials(params ReadOnlySpan<PartialSum> sums)
@@ -71,7 +91,7 @@ public unsafe partial class CudaBackend
             if (sum.Parts <= 1)
                 continue;
             ((PartialSum*)&arguments)[count++] = sum;
-            blocks = Math.Max(blocks, Ceiling(sum.Outer * sum.Count, 32));
+            blocks = Math.Max(blocks, Ceiling(sum.Count, 32));
         }
         if (count > 0)
             Launch("sum_partials", new(blocks, count), new(32, 8), arguments, 32 * 8 * sizeof(float));
@@ -94,23 +114,15 @@ public unsafe partial class CudaBackend
     }
 
     [StructLayout(LayoutKind.Sequential)]
-    private struct TileStatistics
-    {
-        public nint Partial, Statistics;
-        public int Images, Channels, First, Count, Height, Width, TileHeight, TileWidth;
-    }
-
-    [StructLayout(LayoutKind.Sequential)]
     private struct PartialSum
     {
         public nint Partial, Out;
-        public long Count;
-        public int Outer, Parts;
+        public long Count, Parts;
     }
 
     [StructLayout(LayoutKind.Sequential)]
     private struct PartialSums
     {
-        public PartialSum First, Second, Third;
+        public PartialSum First, Second;
     }
 }

@@ -15,7 +15,8 @@ namespace PerturbNas.Backends.Planning;
 /// </summary>
 /// <param name="Flops">Floating-point operations.</param>
 /// <param name="Bytes">Bytes read and written, reals being float32.</param>
-public readonly record struct Cost(long Flops, long Bytes)
+/// <param name="ProductFlops">Of the FLOPs, the multiply-adds of convolutions and linear layers: what shares of the multiply-add limit count.</param>
+public readonly record struct Cost(long Flops, long Bytes, long ProductFlops = 0)
 {
     private const int Real = sizeof(float);
 
@@ -31,9 +32,9 @@ public readonly record struct Cost(long Flops, long Bytes)
     // n = scale * y + shift.
     private const int NormalizeFlops = 2;
 
-    public static Cost operator +(Cost a, Cost b) => new(a.Flops + b.Flops, a.Bytes + b.Bytes);
+    public static Cost operator +(Cost a, Cost b) => new(a.Flops + b.Flops, a.Bytes + b.Bytes, a.ProductFlops + b.ProductFlops);
 
-    public static Cost operator *(Cost cost, long times) => new(cost.Flops * times, cost.Bytes * times);
+    public static Cost operator *(Cost cost, long times) => new(cost.Flops * times, cost.Bytes * times, cost.ProductFlops * times);
 
     /// <summary>Seconds that a machine of these limits needs at least: arithmetic or memory, whichever takes longer (Williams et al. 2009).</summary>
     public double SecondsAtLeast(in MachineLimits limits) => Math.Max(Flops / (limits.Gigaflops * 1e9), Bytes / (limits.GigabytesPerSecond * 1e9));
@@ -49,12 +50,12 @@ public readonly record struct Cost(long Flops, long Bytes)
         var products = pixels * a.InChannels * 2 * (a.Kernel * a.Kernel + a.OutChannels);
         var pending = a.XNormalization != 0 ? NormalizeFlops : 0;
         if (!backward)
-            return new Cost(products + x * (1 + pending), Real * (x + weights + y)) + Statistics(a.Statistics, y, images * a.OutChannels);
+            return new Cost(x * (1 + pending), Real * (x + weights + y)) + Products(products) + Statistics(a.Statistics, y, images * a.OutChannels);
         var cost = Gradient(a.Coefficients, y) + new Cost(x * (1 + pending), Real * (x + weights));
         if (a.Dx != 0)
-            cost += new Cost(products, 0) + Written(x, a.Accumulate);
+            cost += Products(products) + Written(x, a.Accumulate);
         if (a.DDepthwise != 0)
-            cost += new Cost(products, Real * weights);
+            cost += Products(products) + new Cost(0, Real * weights);
         if (a.GradientSums != 0)
             cost += new Cost(GradientSumFlops * x, Real * 2 * images * a.InChannels);
         return cost;
@@ -77,7 +78,7 @@ public readonly record struct Cost(long Flops, long Bytes)
         var weights = channels * a.OutChannels;
         var relu = a.Relu != 0 ? x : 0;
         if (!backward)
-            return new Cost(2 * channels * y + relu, Real * (x + weights + y)) + Statistics(a.Statistics, y, variants * a.Images * a.OutChannels);
+            return new Cost(relu, Real * (x + weights + y)) + Products(2 * channels * y) + Statistics(a.Statistics, y, variants * a.Images * a.OutChannels);
         var cost = Gradient(a.Coefficients, y) + new Cost(relu, Real * (x + weights));
         foreach (var part in parts)
         {
@@ -85,9 +86,9 @@ public readonly record struct Cost(long Flops, long Bytes)
                 continue;
             var read = pixels * part.Channels;
             var whole = (long)a.Images * a.Height * a.Width * part.Channels;
-            cost += new Cost(2 * part.Channels * y, 0) + (part.Accumulate != 0 ? Written(read, 1) : Written(whole, 0));
+            cost += Products(2 * part.Channels * y) + (part.Accumulate != 0 ? Written(read, 1) : Written(whole, 0));
         }
-        return a.DWeight != 0 ? cost + new Cost(2 * channels * y, Real * weights) : cost;
+        return a.DWeight != 0 ? cost + Products(2 * channels * y) + new Cost(0, Real * weights) : cost;
     }
 
     /// <summary>Forward: 2 KH KW Cin per element of y, ReLU of x, statistics.</summary>
@@ -102,11 +103,11 @@ public readonly record struct Cost(long Flops, long Bytes)
         var products = 2L * a.KernelH * a.KernelW * a.InChannels * y;
         var relu = a.Relu != 0 ? x : 0;
         if (!backward)
-            return new Cost(products + relu, Real * (x + weights + y)) + Statistics(a.Statistics, y, images * a.OutChannels);
+            return new Cost(relu, Real * (x + weights + y)) + Products(products) + Statistics(a.Statistics, y, images * a.OutChannels);
         var cost = Gradient(a.Coefficients, y) + new Cost(relu, Real * (x + weights));
         if (a.Dx != 0)
-            cost += new Cost(products, 0) + Written(x, a.Accumulate);
-        return a.DWeight != 0 ? cost + new Cost(products, Real * weights) : cost;
+            cost += Products(products) + Written(x, a.Accumulate);
+        return a.DWeight != 0 ? cost + Products(products) + new Cost(0, Real * weights) : cost;
     }
 
     /// <summary>Forward: 9 comparisons or additions per element of y, statistics; backward: the pending gradient, 1 (max) or 9 per element.</summary>
@@ -179,11 +180,11 @@ public readonly record struct Cost(long Flops, long Bytes)
         var y = (long)a.Rows * a.OutChannels;
         var weights = (long)a.InChannels * a.OutChannels;
         if (!backward)
-            return new Cost(2 * x * a.OutChannels + y, Real * (x + weights + y));
+            return new Cost(y, Real * (x + weights + y)) + Products(2 * x * a.OutChannels);
         var cost = new Cost(0, Real * y);
         if (a.Dx != 0)
-            cost += new Cost(2 * x * a.OutChannels, Real * (weights + x));
-        return a.DWeight != 0 ? cost + new Cost(2 * x * a.OutChannels + y, Real * (x + weights)) : cost;
+            cost += new Cost(0, Real * (weights + x)) + Products(2 * x * a.OutChannels);
+        return a.DWeight != 0 ? cost + new Cost(y, Real * (x + weights)) + Products(2 * x * a.OutChannels) : cost;
     }
 
     /// <summary>Per logit: maximum, difference, exponential, sum, and the gradient's two.</summary>
@@ -203,6 +204,8 @@ public readonly record struct Cost(long Flops, long Bytes)
     public static Cost Of(in NoiseArgs a) => new(3 * a.Count, Real * a.Count);
 
     private static int Strided(int extent, int stride) => (extent + stride - 1) / stride;
+
+    private static Cost Products(long flops) => new(flops, 0, flops);
 
     private static Cost Statistics(nint statistics, long elements, long rows) =>
         statistics != 0 ? new Cost(StatisticsFlops * elements, Real * 2 * rows) : default;

@@ -7,13 +7,13 @@ namespace PerturbNas.Backends.Planning;
 /// <param name="Cost">The least that it had to do.</param>
 /// <param name="Start">Timestamp (<see cref="Stopwatch"/>) before the call.</param>
 /// <param name="End">Timestamp after it.</param>
-public readonly record struct KernelCall(string Kernel, Cost Cost, long Start, long End);
+/// <param name="Group">The group that the call ran in, whose first and last moments Start and End then are; 0: it ran alone.</param>
+public readonly record struct KernelCall(string Kernel, Cost Cost, long Start, long End, int Group = 0);
 
 /// <summary>
 /// Counts what is asked of a backend: memory, and the FLOPs and bytes of every kernel call. Without an inner backend nothing is
 /// computed and no memory is taken (addresses are made up, reading gives zeros): that is planning, the engine's own code run to
-/// learn what it would cost. With one, every call is passed on and timed: that is profiling. Groups and replays are not passed on, so that
-/// every call has a time of its own; a step without metering is somewhat faster than its profile.
+/// learn what it would cost. With one, every call is passed on and timed: that is profiling. Replays are not passed on.
 /// </summary>
 /// <param name="inner">The backend that does the work, not disposed with this one; null: none does.</param>
 public sealed class MeteredBackend(Backend? inner = null) : Backend
@@ -21,6 +21,9 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     private const long Alignment = 64;
 
     private readonly Dictionary<nint, long> _blocks = [];
+    private readonly List<(string Kernel, Cost Cost)> _putOff = [];
+    private bool _grouping;
+    private int _groups;
     private nint _next = (nint)Alignment;
 
     public override string Name => inner?.Name ?? "planning";
@@ -40,8 +43,11 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     /// <summary>The cost of all kernel calls so far.</summary>
     public Cost Total { get; private set; }
 
-    /// <summary>Called after every kernel call.</summary>
+    /// <summary>Called after every kernel call, in the order in which they were issued.</summary>
     public Action<KernelCall>? Called { get; set; }
+
+    /// <summary>Whether groups are passed on. Otherwise every call has a time of its own, and together they may take longer.</summary>
+    public bool PassesGroups { get; set; } = true;
 
     /// <summary>What some work would cost; nothing is computed.</summary>
     public static Cost CostOf(Action<Backend> work)
@@ -101,18 +107,35 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
 
     public override void Zero(nint address, long bytes) => inner?.Zero(address, bytes);
 
+    public override void BeginGroup()
+    {
+        if (!PassesGroups)
+            return;
+        _grouping = true;
+        inner?.BeginGroup();
+    }
+
+    public override void EndGroup()
+    {
+        if (!_grouping)
+            return;
+        RunPutOff();
+        inner?.EndGroup();
+        _grouping = false;
+    }
+
     public override void DepthwisePointwiseForward(in DepthwisePointwiseArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.DepthwisePointwiseForward(a);
-        Count("depthwise_pointwise_forward", Cost.Of(a, backward: false), start);
+        Count("depthwise_pointwise_forward", Cost.Of(a, backward: false), start, joinsGroup: true);
     }
 
     public override void DepthwisePointwiseBackward(in DepthwisePointwiseArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.DepthwisePointwiseBackward(a);
-        Count("depthwise_pointwise_backward", Cost.Of(a, backward: true), start);
+        Count("depthwise_pointwise_backward", Cost.Of(a, backward: true), start, joinsGroup: true);
     }
 
     public override void PointwiseForward(in PointwiseArgs a)
@@ -145,30 +168,30 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
 
     public override void MaxPoolForward(in PoolArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.MaxPoolForward(a);
-        Count("max_pool_3x3_forward", Cost.Of(a, max: true, backward: false), start);
+        Count("max_pool_3x3_forward", Cost.Of(a, max: true, backward: false), start, joinsGroup: true);
     }
 
     public override void MaxPoolBackward(in PoolArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.MaxPoolBackward(a);
-        Count("max_pool_3x3_backward", Cost.Of(a, max: true, backward: true), start);
+        Count("max_pool_3x3_backward", Cost.Of(a, max: true, backward: true), start, joinsGroup: true);
     }
 
     public override void AvgPoolForward(in PoolArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.AvgPoolForward(a);
-        Count("avg_pool_3x3_forward", Cost.Of(a, max: false, backward: false), start);
+        Count("avg_pool_3x3_forward", Cost.Of(a, max: false, backward: false), start, joinsGroup: true);
     }
 
     public override void AvgPoolBackward(in PoolArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.AvgPoolBackward(a);
-        Count("avg_pool_3x3_backward", Cost.Of(a, max: false, backward: true), start);
+        Count("avg_pool_3x3_backward", Cost.Of(a, max: false, backward: true), start, joinsGroup: true);
     }
 
     public override void BatchNormForward(in BatchNormForwardArgs a)
@@ -180,9 +203,9 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
 
     public override void BatchNormBackward(in BatchNormBackwardArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.BatchNormBackward(a);
-        Count("batch_norm_backward", Cost.Of(a), start);
+        Count("batch_norm_backward", Cost.Of(a), start, joinsGroup: true);
     }
 
     public override void MixedSumForward(in MixedSumArgs a)
@@ -266,20 +289,47 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
     {
     }
 
-    private long Start()
+    // Kernels that work image by image, and batch norm's backward behind them, may be put off to the end of a group; any other lets them run.
+    private long Start(bool joinsGroup = false)
     {
         if (Called is null)
             return 0;
+        if (joinsGroup && _grouping)
+        {
+            if (_putOff.Count == 0)
+                inner?.BeginTiming();
+            return 0;
+        }
+        RunPutOff();
         inner?.BeginTiming();
         return Stopwatch.GetTimestamp();
     }
 
-    private void Count(string kernel, Cost cost, long start)
+    private void Count(string kernel, Cost cost, long start, bool joinsGroup = false)
     {
         Total += cost;
-        if (Called is null)
-            return;
-        var end = inner?.EndTiming() is { } seconds ? start + (long)(seconds * Stopwatch.Frequency) : Stopwatch.GetTimestamp();
-        Called(new KernelCall(kernel, cost, start, end));
+        if (Called is not null && joinsGroup && _grouping)
+            _putOff.Add((kernel, cost));
+        else
+            Called?.Invoke(new KernelCall(kernel, cost, start, End(start)));
     }
+
+    // Ends and begins the inner backend's group, so that what has been put off has a time.
+    private void RunPutOff()
+    {
+        if (_putOff.Count == 0)
+            return;
+        var start = Stopwatch.GetTimestamp();
+        inner?.EndGroup();
+        var end = End(start);
+        inner?.BeginGroup();
+        _groups++;
+        foreach (var (kernel, cost) in _putOff)
+            Called?.Invoke(new KernelCall(kernel, cost, start, end, _groups));
+        _putOff.Clear();
+    }
+
+    // When what began at a timestamp has ended: on a device, the time that it spent; else now.
+    private long End(long start) =>
+        inner?.EndTiming() is { } seconds ? start + (long)(seconds * Stopwatch.Frequency) : Stopwatch.GetTimestamp();
 }

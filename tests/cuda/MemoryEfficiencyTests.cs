@@ -11,35 +11,40 @@ namespace PerturbNas.Tests.Cuda;
 /// </summary>
 public sealed class MemoryEfficiencyTests
 {
-    private const double LeastEfficiency = 0.9, MostConflicts = 0.05;
+    private const double LeastEfficiency = 0.9, MostConflicts = 0.1;
+
+    // What moves less than this share of what its case must (merging partial sums) is not judged.
+    private const double Negligible = 0.1;
 
     private static readonly (int Size, int Channels)[] Shapes = [(32, 16), (16, 32), (8, 64)];
 
-    // By the beginning of kernels' names: what a kernel may move, as a multiple of what the case must. What is moved again comes from a cache:
-    // neighbouring windows and tiles read a pixel, the pixels of a channel its scale and shift, and every block of a product its weights.
-    private static readonly Dictionary<string, double> MostTraffic = new()
-    {
-        ["max_pool_3x3_forward"] = 5,
-        ["avg_pool_3x3_forward"] = 5,
-        ["max_pool_3x3_backward"] = 5,
-        ["avg_pool_3x3_backward"] = 5,
-        ["mixed_sum_forward"] = 1.3,
-        ["mixed_sum_forward_variants"] = 1.8,
-        ["mixed_sum_backward"] = 1.3,
-        ["global_average_pool_forward"] = 1.1,
-        ["global_average_pool_backward"] = 1.1,
-        ["scaled_copy"] = 1.1,
-        ["sgd_step"] = 1.1,
-        ["adam_step"] = 1.1,
-        ["noise_normal"] = 1.1,
-        ["depthwise_pointwise_forward"] = 4,
-        ["depthwise_pointwise_backward_input"] = 2,
-        ["depthwise_pointwise_backward_strided_input"] = 2,
-        ["depthwise_pointwise_backward_weights"] = 4,
-        ["pointwise_forward"] = 3.5,
-        ["pointwise_backward_input"] = 4.5,
-        ["pointwise_backward_weights"] = 4,
-    };
+    // By the first part of a kernel's name. What is moved again comes from the first cache: neighbouring windows read a pixel, the pixels of a
+    // channel its scale and shift, and every block the weights, which are as large as the activations at 64 channels and two images.
+    private static readonly Limit[] Limits =
+    [
+        new("depthwise_pointwise_forward", Traffic: 3.5),
+        new("depthwise_pointwise_backward_input", Traffic: 1.3),
+        new("depthwise_pointwise_backward_strided_input", Traffic: 1.3),
+        new("depthwise_pointwise_backward_weights", Traffic: 3.5, Conflicts: 0.25),
+        new("pointwise_forward", Traffic: 3.2),
+        new("pointwise_backward_input", Traffic: 4.5),
+        new("pointwise_backward_weights", Traffic: 5),
+        // The stem reads pixels of three channels, one by one.
+        new("convolution_forward", Traffic: 4.5, Efficiency: 0.6),
+        new("convolution_backward_weights", Traffic: 4.5),
+        new("sum_partials", Traffic: 0.5),
+        new("max_pool_3x3", Traffic: 4.5),
+        new("avg_pool_3x3", Traffic: 4.5),
+        new("mixed_sum_forward_variants", Traffic: 1.8),
+        new("mixed_sum_forward", Traffic: 1.3),
+        new("mixed_sum_backward", Traffic: 1.3),
+        new("global_average_pool", Traffic: 1.1),
+        new("scaled_copy", Traffic: 1.1),
+        new("sgd_sum_squares", Traffic: 0.3),
+        new("sgd_step", Traffic: 1.1),
+        new("adam_step", Traffic: 1.1),
+        new("noise_normal", Traffic: 1.1),
+    ];
 
     private static readonly Dictionary<string, KernelCase> Cases = Build().ToDictionary(kernelCase => kernelCase.Name);
 
@@ -57,13 +62,14 @@ public sealed class MemoryEfficiencyTests
             run.Prepare(pass, TestBackends.GivenForwardOutputs(kernelCase, pass));
             foreach (var (kernel, counters) in CudaEmulator.Count(() => run.Call(pass)))
             {
-                if (MostTraffic.Keys.Where(key => kernel.StartsWith(key, StringComparison.Ordinal)).MaxBy(key => key.Length) is not { } limited)
-                    continue;
                 var traffic = (double)counters.TransferredBytes / kernelCase.Cost(pass).Bytes;
+                if (traffic < Negligible)
+                    continue;
+                var limit = Limits.First(limit => kernel.StartsWith(limit.Kernel, StringComparison.Ordinal));
                 var found = $"{kernel}, {name}: efficiency {counters.GlobalEfficiency:0.00}, traffic {traffic:0.00}, conflicts {counters.ConflictShare:0.00}";
-                Assert.True(counters.GlobalEfficiency >= LeastEfficiency, found);
-                Assert.True(traffic <= MostTraffic[limited], found);
-                Assert.True(counters.ConflictShare <= MostConflicts, found);
+                Assert.True(counters.GlobalEfficiency >= limit.Efficiency, found);
+                Assert.True(traffic <= limit.Traffic, found);
+                Assert.True(counters.ConflictShare <= limit.Conflicts, found);
             }
         }
     }
@@ -75,19 +81,25 @@ public sealed class MemoryEfficiencyTests
             foreach (var maximum in new[] { true, false })
                 foreach (var stride in new[] { 1, 2 })
                     yield return KernelCases.Pool(maximum, size, size, channels, stride, new());
-            foreach (var (kernel, dilation) in new[] { (3, 1), (5, 1), (3, 2), (5, 2) })
-                foreach (var stride in new[] { 1, 2 })
-                    yield return KernelCases.DepthwisePointwise(size, size, channels, channels, kernel, stride, dilation, new(Normalization: true));
+            foreach (var (kernel, stride, dilation) in new[] { (3, 1, 1), (5, 1, 1), (5, 1, 2), (3, 2, 1) })
+                yield return KernelCases.DepthwisePointwise(size, size, channels, channels, kernel, stride, dilation, new(Normalization: true));
             yield return KernelCases.Pointwise(size, size, [.. Enumerable.Repeat(new Part(channels), 4)], channels, new());
             var terms = Enumerable.Range(0, 14).Select(t => (1, t % 7 != 2, t)).ToArray();
             yield return KernelCases.MixedSum(1, 2, size * size, channels, terms, terms.Length);
             var variants = Enumerable.Range(0, 14).Select(t => (t < 7 ? 1 : 7, t % 7 != 2, t)).ToArray();
             yield return KernelCases.MixedSum(7, 1, size * size, channels, variants, variants.Length);
         }
+        yield return KernelCases.Convolution(32, 32, 3, 48, (3, 3), (1, 1), (1, 1), new(Wanted: Wanted.Weights), relu: false);
         yield return KernelCases.GlobalAveragePool(2, 64, [.. Enumerable.Repeat(new Part(64), 4)]);
         yield return KernelCases.ScaledCopy(1 << 16, weight: true, accumulate: false);
         yield return KernelCases.Sgd(100_001, maxNorm: 5);
         yield return KernelCases.Adam(100_001, 3);
         yield return KernelCases.Noise(1 << 14, 1, 0);
     }
+
+    /// <param name="Kernel">The first part of the names of the kernels meant.</param>
+    /// <param name="Traffic">Bytes moved at most, as a multiple of what the whole pass of the case must move.</param>
+    /// <param name="Efficiency">Bytes asked for by lanes over bytes moved, at least. Lanes that ask for the same bytes count each.</param>
+    /// <param name="Conflicts">Share of the passes over shared memory that is due to bank conflicts, at most.</param>
+    private sealed record Limit(string Kernel, double Traffic, double Efficiency = LeastEfficiency, double Conflicts = MostConflicts);
 }

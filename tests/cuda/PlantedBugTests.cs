@@ -11,8 +11,23 @@ namespace PerturbNas.Tests.Cuda;
 /// </summary>
 public sealed partial class PlantedBugTests
 {
+    private const string Product = "    product.add(z, l.tiles.width_shift, w, kDepth);\n  }\n\n  const bool aligned = (l.a.out_channels";
+    private const string Fused = "depthwise_pointwise", FusedForward = "depthwise_pointwise_forward_k3_s1_c16";
+
     private static readonly Dictionary<string, Bug> Bugs = new()
     {
+        ["a missing barrier between the depthwise tile and its product"] = new(
+            Fused, FusedForward, "uninitialised read", "ld.shared",
+            [new("depthwise_pointwise.cu", $"    barrier();\n{Product}", Product)],
+            DepthwisePointwiseForward),
+        ["a tile that is stored beyond the image's edge"] = new(
+            Fused, FusedForward, "out of bounds", "st.global",
+            [new("depthwise_pointwise.cu", "    if (!place.holds(row, column)) continue;\n    valid |= 1u << i;\n    float* out", "    valid |= 1u << i;\n    float* out")],
+            DepthwisePointwiseForward),
+        ["an off-by-one at the last row of a tile's window"] = new(
+            Fused, FusedForward, "out of bounds", "ld.global",
+            [new("depthwise_pointwise.cu", "y >= 0 && y < height && x >= 0", "y >= 0 && y <= height && x >= 0")],
+            DepthwisePointwiseForward),
         ["a missing barrier before a sum's memory is read"] = new(
             "batch_norm", "batch_norm_backward", "uninitialised read", "ld.shared",
             [new("channels.h", "    barrier();\n    if (thread.y + half < rows)", "    if (thread.y + half < rows)")],
@@ -128,6 +143,28 @@ public sealed partial class PlantedBugTests
 
     [GeneratedRegex(@"^(?<fault>[^:]+): .+ \(kernel '(?<kernel>\w+)', PTX line (?<line>\d+), block \(\d+,\d+,\d+\), thread \(\d+,\d+,\d+\)\)$")]
     private static partial Regex Place();
+
+    private static void DepthwisePointwiseForward(CudaBackend backend, Memory memory)
+    {
+        backend.DepthwisePointwiseForward(new()
+        {
+            X = memory.Floats(2 * 9 * 10 * 16),
+            Depthwise = memory.Floats(3 * 3 * 16),
+            Pointwise = memory.Floats(16 * 16),
+            Y = memory.Floats(2 * 9 * 10 * 16),
+            Statistics = memory.Floats(2 * 2 * 16),
+            Variants = 1,
+            Images = 2,
+            Height = 9,
+            Width = 10,
+            InChannels = 16,
+            OutChannels = 16,
+            Kernel = 3,
+            Stride = 1,
+            Dilation = 1,
+        });
+        memory.Wait();
+    }
 
     private static void BatchNormForward(CudaBackend backend, Memory memory)
     {

@@ -17,7 +17,7 @@ public sealed partial class PlantedBugTests
     private static readonly Dictionary<string, Bug> Bugs = new()
     {
         ["a missing barrier between the depthwise tile and its product"] = new(
-            Fused, FusedForward, "uninitialised read", "ld.shared",
+            Fused, FusedForward, "shared-memory race", "ld.shared",
             [new("depthwise_pointwise.cu", $"    barrier();\n{Product}", Product)],
             DepthwisePointwiseForward),
         ["a tile that is stored beyond the image's edge"] = new(

@@ -16,13 +16,13 @@ public sealed class NvidiaToolsTests(ITestOutputHelper output)
     private const int MultiprocessorRegisters = 65536, MultiprocessorWarps = 64, MultiprocessorBlocks = 32;
     private const int MultiprocessorSharedBytes = 228 << 10, ReservedSharedBytes = 1 << 10;
 
-    /// <summary>What runs a few times in a step and may spill.</summary>
-    private static readonly string[] Rare = ["linear", "softmax_cross_entropy"];
+    /// <summary>Bytes that a thread may spill on sm_70, which is there to run at all, in kernels other than the convolutions.</summary>
+    private const int SpillOnOldest = 16;
 
     private static readonly string[] Products = ["depthwise_pointwise", "pointwise", "convolution"];
 
     [NvidiaToolsFact]
-    public void Every_module_assembles_and_no_hot_kernel_spills_registers()
+    public void Every_module_assembles_and_no_kernel_spills_registers()
     {
         foreach (var (resource, architecture) in NvidiaTools.Modules())
         {
@@ -30,7 +30,7 @@ public sealed class NvidiaToolsTests(ITestOutputHelper output)
             Assert.NotEmpty(kernels);
             foreach (var (name, kernel) in kernels)
                 Assert.True(
-                    kernel.StackBytes == 0 || Rare.Contains(OperatorOf(resource)), $"{name} has {kernel.StackBytes} bytes of local memory on sm_{architecture}");
+                    kernel.StackBytes <= (architecture == 70 && !Products.Contains(OperatorOf(resource)) ? SpillOnOldest : 0), $"{name} has {kernel.StackBytes} bytes of local memory on sm_{architecture}");
         }
     }
 

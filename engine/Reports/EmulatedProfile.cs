@@ -63,7 +63,7 @@ public static class EmulatedProfile
         var phase = "";
         var sample = new Dictionary<(string, string), (EmulatedCounters Counters, Cost Cost)>();
         var before = emulated.Emulated;
-        using (var metered = new MeteredBackend(emulated))
+        using (var metered = new MeteredBackend(emulated) { PassesGroups = false })
         {
             metered.Called = call =>
             {

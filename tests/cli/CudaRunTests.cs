@@ -197,7 +197,7 @@ public sealed class CudaRunTests : IDisposable
     [EmulatedCudaFact]
     public void Profile_shows_what_the_emulated_device_counted()
     {
-        var report = CommandLine.Json("profile", "--device", Emulated, "--space", "s3", "--channels", "4", "--layers", "3", "--batch", "1");
+        var report = CommandLine.Json("profile", "--device", Emulated, "--space", "s5", "--channels", "2", "--layers", "3", "--batch", "1");
         var phases = report.GetProperty("phases").EnumerateArray().ToList();
         Assert.Equal(["alpha step", "weight step", "scoring"], phases.Select(phase => phase.GetProperty("phase").GetString()));
         foreach (var phase in phases)

@@ -21,7 +21,7 @@ struct RowSums {
 }  // namespace pn
 
 // Grid: (blocks of kRows rows, groups of output channels). The rows of threads share the input channels.
-PN_KERNEL __launch_bounds__(pn::kThreads) linear_forward(const pn_linear a) {
+PN_KERNEL __launch_bounds__(pn::kThreads, 4) linear_forward(const pn_linear a) {
   __shared__ pn::Exchange<pn::RowSums, pn::kThreads> exchange;
   const int c = pn::first_channel<1>(pn::block_index().y);
   const int begin = pn::block_index().x * pn::kRows;

@@ -204,7 +204,7 @@ public sealed class CudaRunTests : IDisposable
         {
             var kernels = phase.GetProperty("kernels").EnumerateArray().ToList();
             Assert.Contains("depthwise_pointwise_forward", kernels.Select(kernel => kernel.GetProperty("kernel").GetString()));
-            Assert.Equal(phase.GetProperty("launches").GetInt64(), 
+            Assert.Equal(phase.GetProperty("launches").GetInt64(),
                 phase.GetProperty("launches_by_kernel").EnumerateObject().Sum(kernel => kernel.Value.GetInt64()));
             Assert.Equal(phase.GetProperty("predicted_seconds").GetDouble(), kernels.Sum(kernel => kernel.GetProperty("predicted_seconds").GetDouble()), 1e-9);
             foreach (var kernel in kernels)

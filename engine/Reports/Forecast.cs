@@ -145,25 +145,20 @@ public sealed class Forecast
     /// <exception cref="UserException">The forecast is above what is available.</exception>
     public void RequireMemory(Backend backend)
     {
-        var machine = MachineMemory.Available() + Environment.WorkingSet;
-        if (backend.DeviceMemoryBytes is { } device)
-        {
-            Require(Memory.OnDevice, device, $" on the device ({backend.Name})");
-            Require(Memory.Total - Memory.OnDevice, machine, "");
-        }
-        else
-        {
-            RequireMemory(machine);
-        }
+        foreach (var (needed, available, where) in Needs(backend))
+            Require(needed, available, where);
     }
 
     /// <summary>Whether this machine, or the backend's device, has the memory.</summary>
-    public bool Fits(Backend backend)
+    public bool Fits(Backend backend) => Needs(backend).All(need => !(need.Bytes > need.Available));
+
+    // What has to fit where; available null: not known.
+    private IEnumerable<(long Bytes, long? Available, string Where)> Needs(Backend backend)
     {
         var machine = MachineMemory.Available() + Environment.WorkingSet;
         return backend.DeviceMemoryBytes is { } device
-            ? !(Memory.OnDevice > device || Memory.Total - Memory.OnDevice > machine)
-            : !(Memory.Total > machine);
+            ? [(Memory.OnDevice, device, $" on the device ({backend.Name})"), (Memory.Total - Memory.OnDevice, machine, "")]
+            : [(Memory.Total, machine, "")];
     }
 
     internal void RequireMemory(long? available) => Require(Memory.Total, available, "");

@@ -218,22 +218,6 @@ PN_DEVICE void backward_weights(const Launch& l) {
 
 }  // namespace
 
-#define PN_KERNELS(COLUMNS, SUFFIX, TF32)                             \
-  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)    \
-      convolution_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
-    forward<COLUMNS, TF32>(l);                                        \
-  }                                                                   \
-  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)    \
-      convolution_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
-    backward_input<COLUMNS, TF32>(l);                                 \
-  }
-PN_KERNELS(16, , false)
-PN_KERNELS(32, , false)
-PN_KERNELS(64, , false)
-#if PN_SM80
-PN_KERNELS(16, _tf32, true)
-PN_KERNELS(32, _tf32, true)
-PN_KERNELS(64, _tf32, true)
-#endif
+PN_PRODUCT_KERNELS(convolution)
 
 PN_KERNEL __launch_bounds__(kMaxThreads, 4) convolution_backward_weights(const Launch l) { backward_weights(l); }

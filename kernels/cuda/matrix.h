@@ -408,3 +408,28 @@ struct WeightGradient {
 };
 
 }  // namespace pn
+
+// The kernels of a convolution's forward<columns, TF32> and backward_input<columns, TF32> on its Launch, by columns of
+// a block: operator_forward_c16, with tensor cores operator_forward_c16_tf32, and so on.
+#define PN_PRODUCT_KERNEL(OPERATOR, COLUMNS, SUFFIX, TF32)           \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)   \
+      OPERATOR##_forward_c##COLUMNS##SUFFIX(const Launch l) {        \
+    forward<COLUMNS, TF32>(l);                                       \
+  }                                                                  \
+  PN_KERNEL __launch_bounds__(kMaxThreads, blocks_of(COLUMNS) - 1)   \
+      OPERATOR##_backward_input_c##COLUMNS##SUFFIX(const Launch l) { \
+    backward_input<COLUMNS, TF32>(l);                                \
+  }
+#define PN_PRODUCT_KERNELS_FLOAT(OPERATOR) \
+  PN_PRODUCT_KERNEL(OPERATOR, 16, , false) \
+  PN_PRODUCT_KERNEL(OPERATOR, 32, , false) \
+  PN_PRODUCT_KERNEL(OPERATOR, 64, , false)
+#if PN_SM80
+#define PN_PRODUCT_KERNELS(OPERATOR)           \
+  PN_PRODUCT_KERNELS_FLOAT(OPERATOR)           \
+  PN_PRODUCT_KERNEL(OPERATOR, 16, _tf32, true) \
+  PN_PRODUCT_KERNEL(OPERATOR, 32, _tf32, true) \
+  PN_PRODUCT_KERNEL(OPERATOR, 64, _tf32, true)
+#else
+#define PN_PRODUCT_KERNELS(OPERATOR) PN_PRODUCT_KERNELS_FLOAT(OPERATOR)
+#endif

@@ -73,11 +73,10 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
         const PreparedCall& call = prepared[i];
         if (variant >= call.needs.variants) continue;
         CallImage run{call.args, call.shared, local, variant * images + image, group, image == begin, {}};
-        // Next is this image in the next call, else the next image in the first call; a thread's next task is probably
-        // as far away as there are threads.
+        // Next is this image in the next call, else the next image in the first call.
         int64_t next_image = variant * images + image;
         if (i + 1 == count) {
-          const int64_t next_task = task + threads;
+          const int64_t next_task = task + 1;
           next_image = image + 1 < end                 ? next_image + 1
                        : next_task < variants * groups ? next_task / groups * images + first_image(next_task % groups)
                                                        : -1;

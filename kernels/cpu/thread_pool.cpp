@@ -38,35 +38,48 @@ void wait_change(std::atomic<uint32_t>& value, uint32_t old) {
   value.wait(old, std::memory_order_acquire);
 }
 
-struct alignas(64) Signal {
-  std::atomic<uint32_t> runs{0};  // that the worker was to take part in
+struct alignas(64) Share {
+  std::atomic<uint32_t> runs{0};   // that the thread was to take part in
+  std::atomic<uint64_t> tasks{0};  // that are left of the thread's share: first in the low half, end in the high half
 };
+
+uint64_t range(int64_t first, int64_t end) { return uint64_t(first) | uint64_t(end) << 32; }
+
+// Takes the first task of a share, or the last one; -1: none is left.
+int64_t take(std::atomic<uint64_t>& tasks, bool last) {
+  uint64_t left = tasks.load(std::memory_order_relaxed);
+  for (;;) {
+    const int64_t first = int64_t(left & UINT32_MAX), end = int64_t(left >> 32);
+    if (first >= end) return -1;
+    if (tasks.compare_exchange_weak(left, last ? range(first, end - 1) : range(first + 1, end),
+                                    std::memory_order_relaxed))
+      return last ? end - 1 : first;
+  }
+}
 
 }  // namespace
 
 struct ThreadPool::State {
-  explicit State(int threads) : signals(size_t(threads)) {}
+  explicit State(int threads) : shares(size_t(threads)) {}
 
   std::vector<std::thread> workers;
-  std::vector<Signal> signals;      // of every thread; the first is not used
+  std::vector<Share> shares;        // of every thread
   std::atomic<uint32_t> active{0};  // workers that have not finished the current run
-  std::atomic<int64_t> next{0};
   std::atomic<bool> stop{false};
-  int64_t tasks = 0;
+  int participants = 0;
   void (*function)(void*, int64_t, int) = nullptr;
   void* argument = nullptr;
 
   void work(int thread) {
-    for (;;) {
-      const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= tasks) return;
-      function(argument, task, thread);
+    for (int i = 0; i < participants; i++) {
+      std::atomic<uint64_t>& tasks = shares[size_t((thread + i) % participants)].tasks;
+      for (int64_t task; (task = take(tasks, i > 0)) >= 0;) function(argument, task, thread);
     }
   }
 
   void start(int thread) {
-    signals[size_t(thread)].runs.fetch_add(1, std::memory_order_release);
-    signals[size_t(thread)].runs.notify_one();
+    shares[size_t(thread)].runs.fetch_add(1, std::memory_order_release);
+    shares[size_t(thread)].runs.notify_one();
   }
 };
 
@@ -76,7 +89,7 @@ ThreadPool::ThreadPool(int threads) : threads_(threads), state_(new State(thread
       FlushDenormals flush;
       uint32_t seen = 0;
       for (;;) {
-        wait_change(state->signals[size_t(thread)].runs, seen++);
+        wait_change(state->shares[size_t(thread)].runs, seen++);
         if (state->stop.load(std::memory_order_acquire)) return;
         state->work(thread);
         if (state->active.fetch_sub(1, std::memory_order_acq_rel) == 1) state->active.notify_all();
@@ -98,11 +111,12 @@ void ThreadPool::run(int64_t tasks, void (*function)(void*, int64_t, int), void*
     return;
   }
   State& s = *state_;
-  s.tasks = tasks;
   s.function = function;
   s.argument = argument;
-  s.next.store(0, std::memory_order_relaxed);
-  const int participants = int(std::min<int64_t>(tasks, threads_));
+  const int participants = s.participants = int(std::min<int64_t>(tasks, threads_));
+  for (int thread = 0; thread < participants; thread++)
+    s.shares[size_t(thread)].tasks.store(range(thread * tasks / participants, (thread + 1) * tasks / participants),
+                                         std::memory_order_relaxed);
   s.active.store(uint32_t(participants - 1), std::memory_order_relaxed);
   for (int thread = 1; thread < participants; thread++) s.start(thread);
   s.work(0);

@@ -133,17 +133,23 @@ PN_API int32_t pn_convolution_backward(pn_context* context, const pn_convolution
 
 /*
  * Pooling 3x3, padding 1, with statistics; no ReLU before it. The average excludes padding. The maximum is the first
- * one in row-major order of the window (not-a-number wins); `argmax` keeps its position 0..8 in the window.
+ * one in row-major order of the window (not-a-number wins). A pool is cheaper to compute again than to keep: the mixed
+ * sum pools x itself (pn_term), so the forward pass need not write y, and backward takes x.
+ *
+ * Several consumers (edges) may pool the same x, each with a batch norm of its own: backward adds up their gradients.
  */
 typedef struct {
-  const float* x;            /* [V, N, H, W, C] */
-  float* y;                  /* [V, N, OH, OW, C] */
-  float* statistics;         /* [V, N, 2, C] or null */
-  uint8_t* argmax;           /* max pool: [V, N, OH, OW, C]; forward: null if not wanted; backward: required */
-  const float* g;            /* backward: [N, OH, OW, C] */
-  const float* coefficients; /* backward: [3, C] or null */
-  float* dx;                 /* backward: [N, H, W, C] */
-  int32_t variants, images, height, width, channels, stride, accumulate, reserved;
+  const float* g;            /* [N, OH, OW, C] */
+  const float* coefficients; /* [3, C] or null: the gradient of y is a * g + b * y + c */
+} pn_pending_gradient;
+
+typedef struct {
+  const float* x;                       /* [V, N, H, W, C] */
+  float* y;                             /* forward: [V, N, OH, OW, C] or null */
+  float* statistics;                    /* forward: [V, N, 2, C] or null */
+  const pn_pending_gradient* gradients; /* backward: gradient_count of them */
+  float* dx;                            /* backward: [N, H, W, C] */
+  int32_t variants, images, height, width, channels, stride, gradient_count, accumulate;
 } pn_pool;
 
 PN_API int32_t pn_max_pool_3x3_forward(pn_context* context, const pn_pool* a);
@@ -189,11 +195,15 @@ PN_API int32_t pn_batch_norm_backward(pn_context* context, const pn_batch_norm_b
  * The node's mixed sum: out[v] = sum over terms t of weights[v, index_t] * n_t[v or 0], n_t the term's (normalised)
  * value. With one term and weights null (= 1) it materialises a normalised activation.
  */
+typedef enum { PN_POOL_NONE, PN_POOL_MAX_3X3, PN_POOL_AVG_3X3 } pn_pooling;
+
 typedef struct {
-  const float* y;             /* [variants, N, P, C] */
+  const float* y;             /* [variants, N, P, C]; pooled: what is to be pooled, [variants, N, H, W, C] */
   const float* normalization; /* [variants, 4, C] or null */
   int32_t variants;           /* V or 1 */
   int32_t weight_index;
+  int32_t pooling;               /* pn_pooling: the value is y, or y pooled (see pn_pool) to P pixels */
+  int32_t height, width, stride; /* of the pooling */
 } pn_term;
 
 typedef struct {

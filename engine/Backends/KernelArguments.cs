@@ -35,10 +35,16 @@ public struct ConvolutionArgs
 }
 
 [StructLayout(LayoutKind.Sequential)]
+public struct PendingGradientArgs
+{
+    public nint G, Coefficients;
+}
+
+[StructLayout(LayoutKind.Sequential)]
 public struct PoolArgs
 {
-    public nint X, Y, Statistics, Argmax, G, Coefficients, Dx;
-    public int Variants, Images, Height, Width, Channels, Stride, Accumulate, Reserved;
+    public nint X, Y, Statistics, Gradients, Dx;
+    public int Variants, Images, Height, Width, Channels, Stride, GradientCount, Accumulate;
 }
 
 [StructLayout(LayoutKind.Sequential)]
@@ -56,11 +62,21 @@ public struct BatchNormBackwardArgs
     public int Images, Pixels, Channels, Rows, Row, Training;
 }
 
+/// <summary>How a term's value comes from its tensor: enum pn_pooling.</summary>
+public enum Pooling
+{
+    None,
+    Max3x3,
+    Avg3x3,
+}
+
 [StructLayout(LayoutKind.Sequential)]
 public struct TermArgs
 {
     public nint Y, Normalization;
     public int Variants, WeightIndex;
+    public Pooling Pooling;
+    public int Height, Width, Stride;
 }
 
 [StructLayout(LayoutKind.Sequential)]

@@ -1,4 +1,5 @@
 using PerturbNas.Autograd;
+using PerturbNas.Backends;
 using PerturbNas.Operators;
 using PerturbNas.Tensors;
 
@@ -29,7 +30,8 @@ public abstract class CandidateOperation
         {
             "none" => new NoneOperation(),
             "noise" => new NoiseOperation(stride, noise),
-            "max_pool_3x3" or "avg_pool_3x3" => new PoolOperation(store, prefix, name == "max_pool_3x3", channels, stride, !derived),
+            "max_pool_3x3" or "avg_pool_3x3" => new PoolOperation(store, prefix, name == "max_pool_3x3" ? Pooling.Max3x3 : Pooling.Avg3x3, channels,
+                stride, !derived),
             "skip_connect" when stride == 1 => new Identity(),
             "skip_connect" => new FactorizedReduction(store, prefix, channels, channels, derived),
             "sep_conv_3x3" => new SeparableConvolution(store, prefix, channels, 3, stride, derived),
@@ -60,14 +62,14 @@ internal sealed class Identity : CandidateOperation
 }
 
 /// <summary>Pool 3x3, then (in the supernet) batch norm.</summary>
-internal sealed class PoolOperation(ParameterStore store, string prefix, bool max, int channels, int stride, bool normalized)
+internal sealed class PoolOperation(ParameterStore store, string prefix, Pooling pooling, int channels, int stride, bool normalized)
     : CandidateOperation
 {
     private readonly BatchNormParameters? _batchNorm = normalized ? store.AddBatchNorm(prefix + ".1", channels, affine: false) : null;
 
     internal override Tensor Apply(Tape tape, Tensor x)
     {
-        var y = Pool.Apply(tape, x, max, stride, _batchNorm is not null);
+        var y = Pool.Apply(tape, x, pooling, stride, _batchNorm is not null);
         return _batchNorm is null ? y : BatchNorm.Apply(tape, y, _batchNorm);
     }
 }

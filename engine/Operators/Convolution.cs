@@ -96,14 +96,16 @@ public sealed class Convolution : Operator
     };
 }
 
-/// <summary>Makes the raw output of a convolution or pool, with room for its statistics where the batch's own are used.</summary>
+/// <summary>Makes the raw output of a convolution, with room for its statistics where the batch's own are used.</summary>
 internal static class Raw
 {
     public static Tensor Create(Tape tape, Shape shape, bool needsGradient, bool normalized = true) => new(tape, shape, needsGradient)
     {
         IsRaw = true,
-        Statistics = normalized && tape.Options.BatchNorm != BatchNormMode.Evaluation
-            ? tape.Allocate(2L * shape.Variants * shape.Images * shape.Channels)
-            : null,
+        Statistics = Statistics(tape, shape, normalized),
     };
+
+    public static Block? Statistics(Tape tape, Shape shape, bool normalized) => normalized && tape.Options.BatchNorm != BatchNormMode.Evaluation
+        ? tape.Allocate(2L * shape.Variants * shape.Images * shape.Channels)
+        : null;
 }

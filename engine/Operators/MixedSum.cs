@@ -122,6 +122,10 @@ public sealed class MixedSum : Operator
                 Normalization = _terms[i].Value.Normalization?.Address ?? 0,
                 Variants = _terms[i].Value.Shape.Variants,
                 WeightIndex = _terms[i].WeightIndex,
+                Pooling = _terms[i].Value.Pooling,
+                Height = _terms[i].Value.Pooled.Height,
+                Width = _terms[i].Value.Pooled.Width,
+                Stride = _terms[i].Value.Pooled.Stride,
             };
         }
         return new MixedSumArgs

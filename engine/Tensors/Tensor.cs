@@ -21,12 +21,30 @@ public sealed class Tensor
     /// <summary>A value that is given from outside: no gradient.</summary>
     internal Tensor(Block data, Shape shape) => (Data, Shape) = (data, shape);
 
-    /// <summary>The same raw value once more, for a consumer of its own with a normalisation and a gradient of its own.</summary>
-    internal Tensor Again() => new(Data, Shape) { NeedsGradient = NeedsGradient, IsRaw = true, Statistics = Statistics };
+    /// <summary>
+    /// A raw tensor that is never written: its consumer pools x while loading. Every consumer has one of its own, with a normalisation and a
+    /// gradient of its own.
+    /// </summary>
+    internal static Tensor OfPool(Tensor x, Pooling pooling, int stride, Block? statistics) =>
+        new(x.Data, x.Shape.Strided(stride, x.Shape.Channels))
+        {
+            NeedsGradient = x.NeedsGradient,
+            IsRaw = true,
+            Statistics = statistics,
+            Pooling = pooling,
+            Pooled = (x.Shape.Height, x.Shape.Width, stride),
+        };
 
     public Shape Shape { get; }
 
+    /// <summary>The values; of a pooled tensor, those that are to be pooled.</summary>
     public Block Data { get; }
+
+    /// <summary>How the values come from <see cref="Data"/>.</summary>
+    public Pooling Pooling { get; private init; }
+
+    /// <summary>Extent of what is to be pooled, and the stride.</summary>
+    public (int Height, int Width, int Stride) Pooled { get; private init; }
 
     /// <summary>Whether anything that this tape wants gradients for lies upstream.</summary>
     public bool NeedsGradient { get; private init; }

@@ -2,19 +2,20 @@
 //
 // Both are bound by memory. Forward: normalisation and weight fold into one factor per (variant, term, channel) and one
 // constant per (variant, channel). The tensors of a variant are flat arrays in which the channel repeats with a period
-// of whole vectors, so any channel count fills them. A task is a chunk of all variants, a few terms at a time: long
-// enough that each term is read in long runs, with all variants taking their share of a block of terms while it is in
-// L1.
+// of whole vectors, so any channel count fills them. A task is a part of an image in all variants, a few terms at a
+// time: long enough that each term is read in long runs, with all variants taking their share of a strip of terms while
+// it is in L2. Terms that are to be pooled are pooled strip by strip, and never written to memory.
 #include "cpu/context.h"
+#include "cpu/pooled_rows.h"
 #include "cpu/simd.h"
 
 namespace pn::PN_NAMESPACE {
 
 namespace {
 
-constexpr int kChunk = 16384;  // floats per task at most: its outputs stay in L2
-constexpr int kBlock = 1024;   // floats that all variants add before the next ones are read: with its terms it fits L1
-constexpr int kGroup = 4;      // terms added per pass over a block
+constexpr int kTasks = 64;          // at least so many, if there are as many strips
+constexpr int kStripFloats = 8192;  // that all variants add before the next ones are read: with its terms it fits L2
+constexpr int kGroup = 4;           // terms added per pass over a strip
 constexpr int kAhead =
     512;  // floats between reading and prefetching, for so many streams are beyond the hardware's prefetcher
 constexpr int kTilePixels = 64;  // pixels summed in one float accumulator
@@ -61,9 +62,107 @@ int32_t check(const pn_mixed_sum* a, const char* name) {
                "%s: term %d has %d variants, which is neither 1 nor %d", name, t, term.variants, a->variants);
     PN_REQUIRE(!(a->weights || a->weight_gradients) || (term.weight_index >= 0 && term.weight_index < a->weight_stride),
                "%s: term %d has weight index %d, outside 0..%d", name, t, term.weight_index, a->weight_stride - 1);
+    if (term.pooling == PN_POOL_NONE) continue;
+    PN_REQUIRE(term.pooling == PN_POOL_MAX_3X3 || term.pooling == PN_POOL_AVG_3X3,
+               "%s: term %d has pooling %d, which is none", name, t, term.pooling);
+    PN_REQUIRE(term.height >= 1 && term.width >= 1 && (term.stride == 1 || term.stride == 2) &&
+                   int64_t(out_extent(term.height, term.stride)) * out_extent(term.width, term.stride) == a->pixels,
+               "%s: term %d pools H %d, W %d with stride %d, which does not give %d pixels", name, t, term.height,
+               term.width, term.stride, a->pixels);
   }
   return PN_OK;
 }
+
+// Whole rows of a pooled image, or any pixels if nothing is pooled, that are worked on at a time.
+struct Strips {
+  int64_t pixels;        // of a strip; the last one of an image may be shorter
+  int64_t pooled_bytes;  // memory that pool_strip needs
+  int64_t floats;        // of a strip, in whole cache lines
+
+  explicit Strips(const pn_mixed_sum* a) : pixels(1), pooled_bytes(0) {
+    for (int t = 0; t < a->term_count; t++) {
+      const pn_term& term = a->terms[t];
+      if (term.pooling == PN_POOL_NONE) continue;
+      const PoolShape shape = shape_of(term, a->channels);
+      pixels = shape.out_width();
+      pooled_bytes = max(pooled_bytes, PooledRows<true, false>::bytes(shape));
+    }
+    pixels = min<int64_t>(a->pixels, pixels * max<int64_t>(1, kStripFloats / (pixels * a->channels)));
+    floats = (pixels * a->channels + 15) / 16 * 16;
+  }
+
+  static PoolShape shape_of(const pn_term& term, int channels) {
+    return {term.height, term.width, channels, term.stride};
+  }
+};
+
+// The pooled values of `count` pixels from pixel `first` of an image on, which begin and end with whole rows: maxima
+// and averages, each null if not wanted. x: the image.
+void pool_strip(const PoolShape& shape, const float* x, int64_t first, int64_t count, void* memory, float* maxima,
+                float* averages) {
+  const int begin = int(first / shape.out_width()), rows = int(count / shape.out_width());
+  bool finite = true;
+  for (int i = 0; i < rows; i++) {
+    const Taps taps = taps_inside(begin + i, shape.height, shape.stride);
+    const float* top = x + ((begin + i) * shape.stride - 1 + taps.first) * shape.row();
+    float *most = maxima + i * shape.out_row(), *mean = averages + i * shape.out_row();
+    const auto pool = maxima && averages ? pool_row_functions<true, true>
+                      : maxima           ? pool_row_functions<true, false>
+                                         : pool_row_functions<false, true>;
+    finite &= pool[taps.count - 1](shape, top, most, mean);
+  }
+  if (finite) return;
+  PooledRows<true, false> exact(shape, x, begin, memory);
+  for (int i = 0; i < rows; i++) exact.next(maxima + i * shape.out_row(), nullptr);
+}
+
+// The values of a group's pooled terms in a strip. Where an edge has both pools, they are pooled together.
+class PooledStrip {
+ public:
+  PooledStrip(const pn_mixed_sum* a, const Strips& strips, char* memory)
+      : a_(a), strips_(strips), memory_(memory), values_(reinterpret_cast<float*>(memory + strips.pooled_bytes)) {}
+  static int64_t bytes(const Strips& strips) { return strips.pooled_bytes + kGroup * strips.floats * 4; }
+
+  // Goes to another strip, of the group that consists of the terms at `terms`.
+  void begin(const int32_t* terms, int count, int64_t image, int64_t first, int64_t pixels) {
+    terms_ = terms, count_ = count, image_ = image, first_ = first, pixels_ = pixels;
+    for (int64_t& variant : variants_) variant = -1;
+  }
+
+  // Of the group's term `slot`, in a variant of the result.
+  const float* get(int slot, int64_t variant) {
+    const pn_term& term = a_->terms[terms_[slot]];
+    const int64_t own = term.variants == 1 ? 0 : variant;
+    if (variants_[slot] == own) return values_ + slot * strips_.floats;
+    int slots[3] = {-1, -1, -1};  // by pooling
+    slots[term.pooling] = slot;
+    for (int i = slot + 1; i < count_; i++) {
+      const pn_term& other = a_->terms[terms_[i]];
+      if (other.pooling != PN_POOL_NONE && slots[other.pooling] < 0 && other.y == term.y &&
+          other.variants == term.variants && other.stride == term.stride && other.width == term.width)
+        slots[other.pooling] = i;
+    }
+    const auto values = [&](int pooling) {
+      if (slots[pooling] < 0) return static_cast<float*>(nullptr);
+      variants_[slots[pooling]] = own;
+      return values_ + slots[pooling] * strips_.floats;
+    };
+    const PoolShape shape = Strips::shape_of(term, a_->channels);
+    pool_strip(shape, term.y + (own * a_->images + image_) * term.height * shape.row(), first_, pixels_, memory_,
+               values(PN_POOL_MAX_3X3), values(PN_POOL_AVG_3X3));
+    return values_ + slot * strips_.floats;
+  }
+
+ private:
+  const pn_mixed_sum* a_;
+  const Strips& strips_;
+  char* memory_;
+  float* values_;
+  const int32_t* terms_ = nullptr;
+  int count_ = 0;
+  int64_t image_ = 0, first_ = 0, pixels_ = 0;
+  int64_t variants_[kGroup];  // whose values there are
+};
 
 PN_INLINE float weight_of(const pn_mixed_sum* a, int v, int t) {
   return a->weights ? a->weights[int64_t(v) * a->weight_stride + a->terms[t].weight_index] : 1.0f;
@@ -74,12 +173,12 @@ constexpr decltype(&add_terms<0, Ahead>) add_functions[kGroup + 1] = {
     add_terms<0, Ahead>, add_terms<1, Ahead>, add_terms<2, Ahead>, add_terms<3, Ahead>, add_terms<4, Ahead>};
 
 // The terms whose weight is not zero in some variant, in groups of kGroup. Of a group, a variant has the terms whose
-// weight is not zero for itself: the first counts[v][group] of the group's places in y and factors.
+// weight is not zero for itself: the first counts[v][group] of the group's places.
 struct Plan {
   int64_t period;
   int live, groups;
   int32_t* terms;    // [live]
-  const float** y;   // [V][groups * kGroup]
+  int32_t* places;   // [V][groups * kGroup]: index in `terms`
   float* factors;    // [V][groups * kGroup][period]
   float* constants;  // [V][period]
   int32_t* counts;   // [V][groups]
@@ -91,20 +190,19 @@ void repeat(float* row, int64_t channels, int64_t period) {
 }
 
 // Returns false if there is no memory.
-bool make_plan(pn_context* context, const pn_mixed_sum* a, int64_t elements, Plan& plan) {
+bool make_plan(pn_context* context, const pn_mixed_sum* a, Plan& plan) {
   const int channels = a->channels;
   const int64_t period = plan.period = period_of(channels);
   const int64_t places = max(kGroup, round_up(a->term_count, kGroup)), variants = a->variants;
   const int64_t floats = variants * (places + 1) * period;
-  const int64_t bytes =
-      floats * 4 + variants * places * int64_t(sizeof(float*)) + (places + variants * places) * 4 + places;
+  const int64_t bytes = (floats + places + 2 * variants * places) * 4 + places;
   float* memory = static_cast<float*>(context->shared.get(bytes));
   if (!memory) return false;
   plan.factors = memory;
   plan.constants = memory + variants * places * period;
-  plan.y = reinterpret_cast<const float**>(memory + floats);
-  plan.terms = reinterpret_cast<int32_t*>(plan.y + variants * places);
-  plan.counts = plan.terms + places;
+  plan.terms = reinterpret_cast<int32_t*>(memory + floats);
+  plan.places = plan.terms + places;
+  plan.counts = plan.places + variants * places;
   plan.shared = reinterpret_cast<bool*>(plan.counts + variants * places);
 
   plan.live = 0;
@@ -144,14 +242,14 @@ bool make_plan(pn_context* context, const pn_mixed_sum* a, int64_t elements, Pla
         float* factors = plan.factors + place * period;
         for (int c = 0; c < channels; c++) factors[c] = scale ? weight * scale[c] : weight;
         repeat(factors, channels, period);
-        plan.y[place] = term.y + own * elements;
+        plan.places[place] = i;
       }
     }
   }
   return true;
 }
 
-// Sums g * (y - mean) over the pixels of one image for `Terms` terms and `Blocks` vectors of channels; with y null: g.
+// Adds to the sums of g * (y - mean) over `pixels` pixels for `Terms` terms and `Blocks` vectors of channels.
 template <int Terms, int Blocks>
 void sum_products(const float* g, const float* const* y, const float* const* mean, int64_t pixels, int channels,
                   int remaining, float* const* sums) {
@@ -177,7 +275,8 @@ void sum_products(const float* g, const float* const* y, const float* const* mea
       for (int b = 0; b < Blocks; b++) total[t][b] += sum[t][b];
   }
   for (int t = 0; t < Terms; t++)
-    for (int b = 0; b < Blocks; b++) store_partial(sums[t] + b * kLanes, total[t][b], width(b));
+    for (int b = 0; b < Blocks; b++)
+      store_partial(sums[t] + b * kLanes, load_partial(sums[t] + b * kLanes, width(b)) + total[t][b], width(b));
 }
 
 // The sum of g over the pixels of one image, `lanes` channels from channel 0 of g on.
@@ -195,21 +294,29 @@ void sum_gradient(const float* g, int64_t pixels, int channels, int lanes, float
 // The products of one image: all channels of a few terms, then of the next few, so that each is read from main memory
 // once.
 template <int Terms>
-void add_products(const pn_mixed_sum* a, int64_t image, int t, float* sums) {
+void add_products(const pn_mixed_sum* a, const Strips& strips, int64_t image, int t, PooledStrip& pooled, float* sums) {
   const int channels = a->channels;
-  const int64_t offset = image * a->pixels * channels;
-  for (int c = 0; c < channels; c += 2 * kLanes) {
-    const float* y[Terms];
-    const float* mean[Terms];
-    float* rows[Terms];
-    for (int k = 0; k < Terms; k++) {
-      const pn_term& term = a->terms[t + k];
-      y[k] = term.y + offset + c;
-      mean[k] = term.normalization ? term.normalization + 3 * channels + c : nullptr;
-      rows[k] = sums + int64_t(1 + t + k) * channels + c;
+  int32_t terms[Terms];
+  for (int k = 0; k < Terms; k++) terms[k] = t + k;
+  for (int64_t first = 0; first < a->pixels; first += strips.pixels) {
+    const int64_t count = min(strips.pixels, a->pixels - first), offset = (image * a->pixels + first) * channels;
+    pooled.begin(terms, Terms, image, first, count);
+    const float* values[Terms];
+    for (int k = 0; k < Terms; k++)
+      values[k] = a->terms[t + k].pooling == PN_POOL_NONE ? a->terms[t + k].y + offset : pooled.get(k, 0);
+    for (int c = 0; c < channels; c += 2 * kLanes) {
+      const float* y[Terms];
+      const float* mean[Terms];
+      float* rows[Terms];
+      for (int k = 0; k < Terms; k++) {
+        const pn_term& term = a->terms[t + k];
+        y[k] = values[k] + c;
+        mean[k] = term.normalization ? term.normalization + 3 * channels + c : nullptr;
+        rows[k] = sums + int64_t(1 + t + k) * channels + c;
+      }
+      const auto sum = c + kLanes < channels ? sum_products<Terms, 2> : sum_products<Terms, 1>;
+      sum(a->g + offset + c, y, mean, count, channels, channels - c, rows);
     }
-    const auto sum = c + kLanes < channels ? sum_products<Terms, 2> : sum_products<Terms, 1>;
-    sum(a->g + offset + c, y, mean, a->pixels, channels, channels - c, rows);
   }
 }
 
@@ -222,28 +329,44 @@ int32_t mixed_sum_forward(pn_context* context, const pn_mixed_sum* a) {
     for (int t = 0; t < a->term_count; t++)
       PN_REQUIRE(a->terms[t].y || weight_of(a, v, t) == 0,
                  "mixed_sum_forward: term %d has weight %g in variant %d but no y", t, double(weight_of(a, v, t)), v);
-  const int64_t elements = int64_t(a->images) * a->pixels * a->channels;
   Plan plan;
-  if (!make_plan(context, a, elements, plan))
-    return fail(PN_OUT_OF_MEMORY, "mixed_sum_forward: no memory for the factors of %d terms", a->term_count);
+  const Strips strips(a);
+  const int64_t image_floats = int64_t(a->pixels) * a->channels, elements = a->images * image_floats;
+  const int64_t local_bytes = PooledStrip::bytes(strips);
+  bool memory = make_plan(context, a, plan);
+  for (int thread = 0; thread < context->pool.threads(); thread++)
+    memory = memory && context->local[thread].get(local_bytes);
+  if (!memory) return fail(PN_OUT_OF_MEMORY, "mixed_sum_forward: no memory for the factors of %d terms", a->term_count);
 
-  // Small tensors are cut finer, so that there is a task for every thread.
-  const int64_t period = plan.period, block = period * max<int64_t>(1, kBlock / period);
-  const int64_t chunk = block * min(max<int64_t>(1, elements / 64 / block), max<int64_t>(1, kChunk / block));
-  parallel_for(context, (elements + chunk - 1) / chunk, [&](int64_t task, int) {
-    const int64_t first = task * chunk, end = min(first + chunk, elements);
+  // A few images are cut into parts, so that there is a task for every thread.
+  const int64_t strip_count = (a->pixels + strips.pixels - 1) / strips.pixels;
+  const int64_t parts = min<int64_t>(strip_count, (kTasks + a->images - 1) / a->images);
+  parallel_for(context, a->images * parts, [&](int64_t task, int thread) {
+    const int64_t image = task / parts, part = task % parts;
+    const int64_t begin = strip_count * part / parts * strips.pixels;
+    const int64_t end = min<int64_t>(a->pixels, strip_count * (part + 1) / parts * strips.pixels);
+    PooledStrip pooled(a, strips, static_cast<char*>(context->local[thread].get(local_bytes)));
     for (int group = 0; group < plan.groups; group++)
-      for (int64_t start = first; start < end; start += block)
+      for (int64_t first = begin; first < end; first += strips.pixels) {
+        const int64_t count = min(strips.pixels, end - first);
+        const int64_t offset = image * image_floats + first * a->channels;
+        pooled.begin(plan.terms + group * kGroup, min(kGroup, plan.live - group * kGroup), image, first, count);
         for (int64_t v = 0; v < a->variants; v++) {
           const int64_t index = v * plan.groups + group;
-          const int count = plan.counts[index];
+          const int terms = plan.counts[index];
           const float* y[kGroup];
-          for (int k = 0; k < count; k++) y[k] = plan.y[index * kGroup + k] + start;
+          for (int k = 0; k < terms; k++) {
+            const int place = plan.places[index * kGroup + k];
+            const pn_term& term = a->terms[plan.terms[place]];
+            y[k] = term.pooling == PN_POOL_NONE ? term.y + (term.variants == 1 ? 0 : v) * elements + offset
+                                                : pooled.get(place % kGroup, v);
+          }
           // A term that all variants share is prefetched by the first.
-          const auto add = v == 0 || !plan.shared[group] ? add_functions<true>[count] : add_functions<false>[count];
-          add(y, plan.factors + index * kGroup * period, group == 0 ? plan.constants + v * period : nullptr, period,
-              min(block, end - start), a->out + v * elements + start);
+          const auto add = v == 0 || !plan.shared[group] ? add_functions<true>[terms] : add_functions<false>[terms];
+          add(y, plan.factors + index * kGroup * plan.period, group == 0 ? plan.constants + v * plan.period : nullptr,
+              plan.period, count * a->channels, a->out + v * elements + offset);
         }
+      }
   });
   return PN_OK;
 }
@@ -256,24 +379,31 @@ int32_t mixed_sum_backward(pn_context* context, const pn_mixed_sum* a) {
   if (!a->gradient_sums && !a->weight_gradients) return PN_OK;
 
   const int channels = a->channels;
+  const Strips strips(a);
   const int64_t rows = int64_t(1 + a->term_count) * channels;
+  const int64_t local_bytes = PooledStrip::bytes(strips);
   float* sums = a->gradient_sums;
   double* term_gradients = nullptr;
   {
     const int64_t doubles = (a->term_count + 1) / 2 * 2 * 8;
     char* memory = static_cast<char*>(context->shared.get(doubles + (sums ? 0 : a->images * rows * 4)));
-    if (!memory) return fail(PN_OUT_OF_MEMORY, "mixed_sum_backward: no memory for the sums of %d images", a->images);
+    bool all = memory != nullptr;
+    for (int thread = 0; thread < context->pool.threads(); thread++)
+      all = all && context->local[thread].get(local_bytes);
+    if (!all) return fail(PN_OUT_OF_MEMORY, "mixed_sum_backward: no memory for the sums of %d images", a->images);
     term_gradients = reinterpret_cast<double*>(memory);
     if (!sums) sums = reinterpret_cast<float*>(memory + doubles);
   }
 
-  parallel_for(context, a->images, [&](int64_t image, int) {
+  parallel_for(context, a->images, [&](int64_t image, int thread) {
+    PooledStrip pooled(a, strips, static_cast<char*>(context->local[thread].get(local_bytes)));
     float* own = sums + image * rows;
+    for (int64_t i = channels; i < rows; i++) own[i] = 0;
     for (int c = 0; c < channels; c += kLanes)
       sum_gradient(a->g + image * a->pixels * channels + c, a->pixels, channels, min(kLanes, channels - c), own + c);
     int t = 0;
-    for (; t + kGroup <= a->term_count; t += kGroup) add_products<kGroup>(a, image, t, own);
-    for (; t < a->term_count; t++) add_products<1>(a, image, t, own);
+    for (; t + kGroup <= a->term_count; t += kGroup) add_products<kGroup>(a, strips, image, t, pooled, own);
+    for (; t < a->term_count; t++) add_products<1>(a, strips, image, t, pooled, own);
     for (int t = 0; t < a->term_count; t++)
       if (const float* normalization = a->terms[t].normalization)
         for (int i = 0; i < channels; i++) own[int64_t(1 + t) * channels + i] *= normalization[2 * channels + i];

@@ -83,6 +83,18 @@ PN_INLINE void store_partial(float* p, vec v, int n) {
 #endif
 }
 
+// The larger one; b if either is not-a-number.
+PN_INLINE vec maximum(vec a, vec b) {
+#if PN_VECTOR_BYTES == 64
+  return vec(_mm512_maskz_max_ps(__mmask16(-1), __m512(a), __m512(b)));
+#elif PN_VECTOR_BYTES == 32
+  return vec(_mm256_max_ps(__m256(a), __m256(b)));
+#elif defined(__SSE__)
+  return vec(_mm_max_ps(__m128(a), __m128(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 // n < 0 ? 0 : n, so that not-a-number passes through: x86's maximum gives its second operand then.
 PN_INLINE vec relu(vec v) {
 #if PN_VECTOR_BYTES == 64

@@ -54,10 +54,11 @@ public sealed unsafe class BadArgumentTests : IDisposable
 
         ["max_pool_3x3_forward: no x"] = (b, m) => b.MaxPoolForward(m.Pool() with { X = 0 }),
         ["max_pool_3x3_forward: stride 3"] = (b, m) => b.MaxPoolForward(m.Pool() with { Stride = 3 }),
-        ["max_pool_3x3_backward: no argmax"] = (b, m) => b.MaxPoolBackward(m.Pool() with { Argmax = 0 }),
+        ["max_pool_3x3_backward: no x"] = (b, m) => b.MaxPoolBackward(m.Pool() with { X = 0 }),
+        ["max_pool_3x3_backward: no gradients"] = (b, m) => b.MaxPoolBackward(m.Pool() with { GradientCount = 0 }),
         ["avg_pool_3x3_forward: no channels"] = (b, m) => b.AvgPoolForward(m.Pool() with { Channels = 0 }),
         ["avg_pool_3x3_backward: two variants"] = (b, m) => b.AvgPoolBackward(m.Pool() with { Variants = 2 }),
-        ["avg_pool_3x3_backward: coefficients without y"] = (b, m) => b.AvgPoolBackward(m.Pool() with { Y = 0 }),
+        ["avg_pool_3x3_backward: no g"] = (b, m) => b.AvgPoolBackward(m.Pool(gradient => gradient with { G = 0 })),
 
         ["batch_norm_forward: no normalization"] = (b, m) => b.BatchNormForward(m.BatchNormForward() with { Normalization = 0 }),
         ["batch_norm_forward: evaluation without running statistics"] = (b, m) =>
@@ -75,6 +76,10 @@ public sealed unsafe class BadArgumentTests : IDisposable
         ["mixed_sum_forward: weight outside the row"] = (b, m) => b.MixedSumForward(m.MixedSum(term => term with { WeightIndex = 2 })),
         ["mixed_sum_forward: a term of three variants"] = (b, m) => b.MixedSumForward(m.MixedSum(term => term with { Variants = 3 })),
         ["mixed_sum_forward: no pixels"] = (b, m) => b.MixedSumForward(m.MixedSum() with { Pixels = 0 }),
+        ["mixed_sum_forward: a pooling that does not give its pixels"] = (b, m) =>
+            b.MixedSumForward(m.MixedSum(term => term with { Pooling = Pooling.Max3x3, Height = 4, Width = 3, Stride = 1 })),
+        ["mixed_sum_backward: pooled with stride 3"] = (b, m) =>
+            b.MixedSumBackward(m.MixedSum(term => term with { Pooling = Pooling.Avg3x3, Height = 4, Width = 4, Stride = 3 })),
         ["mixed_sum_backward: no g"] = (b, m) => b.MixedSumBackward(m.MixedSum() with { G = 0 }),
         ["mixed_sum_backward: a term without y"] = (b, m) => b.MixedSumBackward(m.MixedSum(term => term with { Y = 0 })),
         ["mixed_sum_backward: two variants"] = (b, m) => b.MixedSumBackward(m.MixedSum() with { Variants = 2 }),
@@ -231,22 +236,26 @@ public sealed unsafe class BadArgumentTests : IDisposable
             PaddingW = 1,
         };
 
-        public PoolArgs Pool() => new()
+        public PoolArgs Pool(Func<PendingGradientArgs, PendingGradientArgs>? change = null)
         {
-            X = this[0],
-            Y = this[1],
-            Statistics = this[2],
-            Argmax = this[3],
-            G = this[4],
-            Coefficients = this[5],
-            Dx = this[6],
-            Variants = 1,
-            Images = 2,
-            Height = 4,
-            Width = 4,
-            Channels = 4,
-            Stride = 1,
-        };
+            var gradient = new PendingGradientArgs { G = this[3], Coefficients = this[4] };
+            *(PendingGradientArgs*)_inputs = change == null ? gradient : change(gradient);
+            return new()
+            {
+                X = this[0],
+                Y = this[1],
+                Statistics = this[2],
+                Gradients = _inputs,
+                Dx = this[5],
+                Variants = 1,
+                Images = 2,
+                Height = 4,
+                Width = 4,
+                Channels = 4,
+                Stride = 1,
+                GradientCount = 1,
+            };
+        }
 
         public BatchNormForwardArgs BatchNormForward() => new()
         {

@@ -252,15 +252,11 @@ public sealed class BatchNormChainTests : IDisposable
     {
         Parameter("x", Images * Height * Width * Channels);
         const int pixels = 3 * 3;
-        var argmax = At("argmax", Images * pixels * Channels);
         PoolArgs Args() => new()
         {
             X = At("x"),
             Y = At("y", Images * pixels * Channels),
             Statistics = At("statistics", Images * 2 * Channels),
-            Argmax = argmax,
-            G = At("g", Images * pixels * Channels),
-            Coefficients = At("coefficients", 3 * Channels),
             Dx = Gradient("x"),
             Variants = 1,
             Images = Images,
@@ -269,9 +265,16 @@ public sealed class BatchNormChainTests : IDisposable
             Channels = Channels,
             Stride = 2,
         };
-        return maximum
-            ? (() => _backend.MaxPoolForward(Args()), () => _backend.MaxPoolBackward(Args()), pixels)
-            : (() => _backend.AvgPoolForward(Args()), () => _backend.AvgPoolBackward(Args()), pixels);
+        unsafe void Backward()
+        {
+            var gradient = new PendingGradientArgs { G = At("g", Images * pixels * Channels), Coefficients = At("coefficients", 3 * Channels) };
+            var arguments = Args() with { Gradients = (nint)(&gradient), GradientCount = 1 };
+            if (maximum)
+                _backend.MaxPoolBackward(arguments);
+            else
+                _backend.AvgPoolBackward(arguments);
+        }
+        return maximum ? (() => _backend.MaxPoolForward(Args()), Backward, pixels) : (() => _backend.AvgPoolForward(Args()), Backward, pixels);
     }
 
     private PointwiseArgs PointwiseArgs(

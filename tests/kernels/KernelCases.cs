@@ -261,7 +261,7 @@ public static class KernelCases
         return kernelCase;
     }
 
-    public static KernelCase Pool(bool maximum, int height, int width, int channels, int stride, Options options, bool argmax = true)
+    public static KernelCase Pool(bool maximum, int height, int width, int channels, int stride, Options options, int gradients = 1)
     {
         var pixels = Extent(height, 3, stride, 1) * Extent(width, 3, stride, 1);
         var images = options.Variants * options.Images;
@@ -271,9 +271,6 @@ public static class KernelCases
             X = at["x"],
             Y = at["y"],
             Statistics = at["statistics"],
-            Argmax = at["argmax"],
-            G = at["g"],
-            Coefficients = at["coefficients"],
             Dx = at["dx"],
             Variants = options.Variants,
             Images = options.Images,
@@ -283,12 +280,11 @@ public static class KernelCases
             Stride = stride,
             Accumulate = options.Accumulate ? 1 : 0,
         };
-        var hasBackward = options.Variants == 1 && (argmax || !maximum);
         var kernelCase = new KernelCase(
             maximum ? "max_pool_3x3" : "avg_pool_3x3",
-            $"{height}x{width}x{channels} s{stride} {options}{(maximum && !argmax ? " noargmax" : "")}")
+            $"{height}x{width}x{channels} s{stride} {options}{(gradients > 1 ? $" gradients{gradients}" : "")}")
         {
-            Differentiable = options.Special == Special.None,
+            Differentiable = options.Special == Special.None && gradients == 1,
             Forward = (backend, at) =>
             {
                 Set(at, out var a);
@@ -297,22 +293,34 @@ public static class KernelCases
                 else
                     backend.AvgPoolForward(a);
             },
-            Backward = !hasBackward ? null : (backend, at) =>
-            {
-                Set(at, out var a);
-                if (maximum)
-                    backend.MaxPoolBackward(a);
-                else
-                    backend.AvgPoolBackward(a);
-            },
+            Backward = options.Variants > 1 ? null : (backend, at) => Backward(backend, at),
         };
+        unsafe void Backward(Backend backend, KernelAddresses at)
+        {
+            var pending = stackalloc PendingGradientArgs[gradients];
+            for (var i = 0; i < gradients; i++)
+                pending[i] = new() { G = at[Numbered("g", i)], Coefficients = at[Numbered("coefficients", i)] };
+            Set(at, out var a);
+            a.Gradients = (nint)pending;
+            a.GradientCount = gradients;
+            if (maximum)
+                backend.MaxPoolBackward(a);
+            else
+                backend.AvgPoolBackward(a);
+        }
+        static string Numbered(string name, int i) => i == 0 ? name : $"{name}{i}";
         AddInput(kernelCase, "x", inputs, options.Special);
         AddOutput(kernelCase, images, pixels, channels, 0, channels, options);
-        if (maximum && argmax)
-            kernelCase.Output("argmax", images * pixels * channels, kind: BufferKind.Byte);
-        if (!hasBackward)
+        if (options.Variants > 1)
             return kernelCase;
         AddGradient(kernelCase, images * pixels * channels, channels, options);
+        for (var i = 1; i < gradients; i++)
+        {
+            kernelCase.Input(Numbered("g", i), images * pixels * channels);
+            // Not every consumer has a batch norm.
+            if (options.Coefficients && i != 1)
+                kernelCase.Input(Numbered("coefficients", i), 3 * channels, 0.5, 0.25);
+        }
         return kernelCase.Gradient("dx", inputs, options.Accumulate);
     }
 
@@ -398,6 +406,7 @@ public static class KernelCases
     }
 
     /// <param name="terms">Per term: its variants, whether it is normalised, and the column of its weight.</param>
+    /// <param name="pools">Per term: how it is pooled, from which extent; the terms beyond the last are not.</param>
     /// <param name="absent">A term whose operation did not run (forward only): its weights are zero and it has no y.</param>
     public static KernelCase MixedSum(
         int variants,
@@ -408,9 +417,11 @@ public static class KernelCases
         int weightStride,
         bool weights = true,
         bool weightGradients = true,
-        int absent = -1)
+        int absent = -1,
+        (Pooling Pooling, int Height, int Width, int Stride)[]? pools = null)
     {
         var hasBackward = variants == 1 && absent < 0;
+        (Pooling Pooling, int Height, int Width, int Stride) PoolOf(int t) => t < pools?.Length ? pools[t] : default;
         unsafe void Call(KernelAddresses at, Action<MixedSumArgs> kernel)
         {
             var memory = terms.Select((term, t) => new TermArgs
@@ -419,6 +430,10 @@ public static class KernelCases
                 Normalization = at[$"normalization{t}"],
                 Variants = term.Variants,
                 WeightIndex = term.Index,
+                Pooling = PoolOf(t).Pooling,
+                Height = PoolOf(t).Height,
+                Width = PoolOf(t).Width,
+                Stride = PoolOf(t).Stride,
             }).ToArray();
             fixed (TermArgs* first = memory)
                 kernel(new()
@@ -441,7 +456,8 @@ public static class KernelCases
         var shape = $"v{variants} n{images} p{pixels} c{channels} terms[" +
             string.Join(' ', terms.Select(term => $"v{term.Variants}{(term.Normalization ? "n" : "")}@{term.Index}")) +
             $"]of{weightStride}{(weights ? "" : " noweights")}{(weightGradients ? "" : " noweightgradients")}" +
-            (absent < 0 ? "" : $" without{absent}");
+            (absent < 0 ? "" : $" without{absent}") +
+            string.Concat((pools ?? []).Select(pool => $" {pool.Pooling}{pool.Height}x{pool.Width}s{pool.Stride}"));
         var kernelCase = new KernelCase("mixed_sum", shape)
         {
             Forward = (backend, at) => Call(at, a => backend.MixedSumForward(a)),
@@ -451,7 +467,8 @@ public static class KernelCases
         {
             if (t == absent)
                 continue;
-            kernelCase.Input($"y{t}", terms[t].Variants * images * pixels * channels);
+            var read = PoolOf(t).Pooling == Pooling.None ? pixels : PoolOf(t).Height * PoolOf(t).Width;
+            kernelCase.Input($"y{t}", terms[t].Variants * images * read * channels);
             if (terms[t].Normalization)
                 AddNormalization(kernelCase, $"normalization{t}", terms[t].Variants, channels);
         }
@@ -736,9 +753,10 @@ public static class KernelCases
             yield return Pool(maximum, 7, 7, 36, 2, new(Accumulate: true, Coefficients: false));
             yield return Pool(maximum, 6, 6, 16, 1, new(Coefficients: false, Statistics: false));
             yield return Pool(maximum, 6, 6, 16, 1, new(Special: Special.NotANumber));
+            yield return Pool(maximum, 8, 7, 16, 1, new(), gradients: 4);
+            yield return Pool(maximum, 7, 8, 20, 2, new(Accumulate: true), gradients: 3);
         }
         yield return Pool(true, 16, 16, 16, 2, new(Special: Special.LargeMean));
-        yield return Pool(true, 8, 8, 16, 1, new(), argmax: false);
 
         yield return BatchNormForward(1, 4, 64, 16, training: true, affine: false, running: true);
         yield return BatchNormForward(1, 1, 9, 13, training: true, affine: true, running: true);
@@ -768,6 +786,14 @@ public static class KernelCases
         yield return MixedSum(3, 2, 9, 16, [(3, true, 0)], 1, weights: false);
         yield return MixedSum(1, 2, 9, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, absent: 1);
         yield return MixedSum(2, 2, 9, 20, [(1, false, 0), (2, true, 1)], 2, absent: 0);
+        const Pooling Max = Pooling.Max3x3, Avg = Pooling.Avg3x3, No = Pooling.None;
+        yield return MixedSum(1, 2, 64, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, pools: [(Max, 8, 8, 1), (Avg, 8, 8, 1)]);
+        yield return MixedSum(1, 3, 12, 20, [(1, true, 0), (1, false, 1), (1, true, 2), (1, true, 3), (1, true, 4)], 5,
+            pools: [(Avg, 7, 6, 2), (No, 0, 0, 0), (Max, 7, 6, 2), (Avg, 4, 3, 1), (Max, 4, 3, 1)]);
+        yield return MixedSum(1, 1, 1024, 16, [(1, true, 0), (1, true, 1), (1, true, 2)], 3, pools: [(Max, 32, 32, 1), (No, 0, 0, 0), (Avg, 32, 32, 1)]);
+        yield return MixedSum(3, 2, 30, 13, [(1, true, 0), (3, true, 1), (3, true, 2), (1, false, 3)], 4,
+            pools: [(Max, 6, 5, 1), (Max, 6, 5, 1), (Avg, 12, 10, 2), (Avg, 11, 9, 2)]);
+        yield return MixedSum(2, 2, 9, 16, [(1, true, 0), (2, true, 1)], 2, absent: 0, pools: [(Max, 3, 3, 1), (Max, 3, 3, 1)]);
 
         foreach (var count in new[] { 1, 15, 1000, 70_001 })
             yield return ScaledCopy(count, weight: count != 15, accumulate: count > 15);

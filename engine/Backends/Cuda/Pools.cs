@@ -16,7 +16,6 @@ public partial class CudaBackend
     public override void MaxPoolBackward(in PoolArgs a)
     {
         CheckPoolBackward(a);
-        Require(a.Argmax != 0, "argmax is null");
         LaunchPoolBackward("max_pool_3x3_backward", a);
     }
 
@@ -42,22 +41,21 @@ public partial class CudaBackend
     private static void CheckPoolForward(in PoolArgs a, [CallerMemberName] string kernel = "")
     {
         CheckPool(a, kernel);
-        Require(a.X != 0 && a.Y != 0, "x or y is null", kernel);
+        Require(a.X != 0, "x is null", kernel);
     }
 
     private static void CheckPoolBackward(in PoolArgs a, [CallerMemberName] string kernel = "")
     {
         CheckPool(a, kernel);
         Require(a.Variants == 1, $"takes one variant, not {a.Variants}", kernel);
-        Require(a.G != 0, "g is null", kernel);
-        Require(a.Coefficients == 0 || a.Y != 0, "y is null, but the gradient's coefficients need it", kernel);
+        Require(a.X != 0, "x is null", kernel);
     }
 
     private void LaunchPoolForward(string kernel, in PoolArgs a)
     {
         const int threads = 512;
         var outputs = (long)((a.Height - 1) / a.Stride + 1) * ((a.Width - 1) / a.Stride + 1);
-        var unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Y, a.Statistics, a.Argmax);
+        var unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Y, a.Statistics);
         var block = ChannelBlock.For(a.Channels, outputs, threads, PoolChannels, unit);
         Launch(kernel, new Dim3(a.Variants * a.Images, block.Groups), block.Block, new PoolLaunch(a, unit));
     }
@@ -68,7 +66,7 @@ public partial class CudaBackend
         if (a.Dx == 0)
             return;
         var strips = (long)ChannelBlock.Blocks(a.Height, stripRows) * a.Width;
-        var unit = ChannelBlock.UnitFor([a.Channels], a.Y, a.Argmax, a.G, a.Coefficients, a.Dx);
+        var unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Dx);
         var block = ChannelBlock.For(a.Channels, strips, threads, PoolChannels, unit);
         Launch(kernel, new Dim3(a.Images, block.Groups, ChannelBlock.Blocks(strips, block.Rows)), block.Block, new PoolLaunch(a, unit));
     }

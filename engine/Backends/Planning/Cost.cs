@@ -110,18 +110,24 @@ public readonly record struct Cost(long Flops, long Bytes, long ProductFlops = 0
         return a.DWeight != 0 ? cost + Products(products) + new Cost(0, Real * weights) : cost;
     }
 
-    /// <summary>Forward: 9 comparisons or additions per element of y, statistics; backward: the pending gradient, 1 (max) or 9 per element.</summary>
-    public static Cost Of(in PoolArgs a, bool max, bool backward)
+    /// <summary>
+    /// Forward: 9 comparisons or additions per element of y, statistics; backward: the pending gradients, 1 (max) or 9 per element. Pooling x once
+    /// more, here or in the mixed sum, instead of reading y is not counted as work.
+    /// </summary>
+    public static unsafe Cost Of(in PoolArgs a, bool max, bool backward)
     {
         const int taps = 9;
         var images = (long)a.Variants * a.Images;
         var x = images * a.Height * a.Width * a.Channels;
         var y = images * Strided(a.Height, a.Stride) * Strided(a.Width, a.Stride) * a.Channels;
-        var argmax = max && a.Argmax != 0 ? y : 0;
         // The average's division is one multiplication per element.
-        return backward
-            ? Gradient(a.Coefficients, y) + new Cost(y * (max ? 1 : taps + 1), argmax) + Written(x, a.Accumulate)
-            : new Cost(y * (max ? taps : taps + 1), Real * (x + y) + argmax) + Statistics(a.Statistics, y, images * a.Channels);
+        var (forward, scatter) = max ? (taps, 1) : (taps + 1, taps + 1);
+        if (!backward)
+            return new Cost(y * forward, Real * (x + (a.Y != 0 ? y : 0))) + Statistics(a.Statistics, y, images * a.Channels);
+        var cost = new Cost(y * scatter, Real * x) + Written(x, a.Accumulate);
+        foreach (var gradient in new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount))
+            cost += new Cost(gradient.Coefficients != 0 ? PendingFlops * y : y, Real * y);
+        return cost;
     }
 
     /// <summary>Merges the statistics of the images: 8 per image and channel (Chan et al. 1983).</summary>
@@ -145,15 +151,16 @@ public readonly record struct Cost(long Flops, long Bytes, long ProductFlops = 0
     public static unsafe Cost Of(in MixedSumArgs a, bool backward)
     {
         var image = (long)a.Images * a.Pixels * a.Channels;
-        long terms = 0, normalized = 0;
+        long terms = 0, read = 0, normalized = 0;
         foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
         {
             terms += term.Variants * image;
+            read += term.Pooling == Pooling.None ? term.Variants * image : (long)term.Variants * a.Images * term.Height * term.Width * a.Channels;
             normalized += term.Normalization != 0 ? term.Variants * image : 0;
         }
         return backward
-            ? new Cost(image + 4 * normalized + 2 * (terms - normalized), Real * (image + terms + (long)a.Images * (1 + a.TermCount) * a.Channels))
-            : new Cost(NormalizeFlops * normalized + 2 * a.TermCount * a.Variants * image, Real * (terms + a.Variants * image));
+            ? new Cost(image + 4 * normalized + 2 * (terms - normalized), Real * (image + read + (long)a.Images * (1 + a.TermCount) * a.Channels))
+            : new Cost(NormalizeFlops * normalized + 2 * a.TermCount * a.Variants * image, Real * (read + a.Variants * image));
     }
 
     public static Cost Of(in ScaledCopyArgs a) => new Cost(a.Count, Real * a.Count) + Written(a.Count, a.Accumulate);

@@ -139,7 +139,7 @@ public sealed unsafe partial class ReferenceBackend
         {
             var term = ((TermArgs*)a.Terms)[t];
             var normalization = LoadOptional(term.Normalization, 4 * a.Channels);
-            var standardized = Standardize(Load(term.Y, g.Length), normalization, a.Channels);
+            var standardized = Standardize(TermValue(a, term), normalization, a.Channels);
             PutRow(sums, ImageSums(g, standardized, a.Images, a.Channels), a.Images, rows, 1 + t, a.Channels);
             if (a.WeightGradients == 0)
                 continue;
@@ -169,11 +169,33 @@ public sealed unsafe partial class ReferenceBackend
         {
             Require(term.Variants == 1 || term.Variants == a.Variants);
             Require(a.Weights == 0 && a.WeightGradients == 0 || term.WeightIndex >= 0 && term.WeightIndex < a.WeightStride);
+            if (term.Pooling != Pooling.None)
+            {
+                Require(term.Pooling is Pooling.Max3x3 or Pooling.Avg3x3);
+                Require(term.Height > 0 && term.Width > 0 && term.Stride is 1 or 2);
+                Require(OutputExtent(term.Height, 3, term.Stride, 1) * OutputExtent(term.Width, 3, term.Stride, 1) == a.Pixels);
+            }
         }
     }
 
+    /// <summary>The term before normalisation.</summary>
+    private static double[] TermValue(in MixedSumArgs a, in TermArgs term) => term.Pooling == Pooling.None
+        ? Load(term.Y, (long)term.Variants * a.Images * a.Pixels * a.Channels)
+        : Pool(
+            new()
+            {
+                X = term.Y,
+                Variants = term.Variants,
+                Images = a.Images,
+                Height = term.Height,
+                Width = term.Width,
+                Channels = a.Channels,
+                Stride = term.Stride,
+            },
+            term.Pooling).Y;
+
     private static double[] NormalizedTerm(in MixedSumArgs a, in TermArgs term) => Normalize(
-        Load(term.Y, (long)term.Variants * a.Images * a.Pixels * a.Channels),
+        TermValue(a, term),
         LoadOptional(term.Normalization, term.Variants * 4 * a.Channels),
         term.Variants,
         a.Channels);

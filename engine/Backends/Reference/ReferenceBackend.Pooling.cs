@@ -3,40 +3,12 @@ namespace PerturbNas.Backends.Reference;
 /// <summary>Pooling: maximum and average 3x3, and the global average.</summary>
 public sealed unsafe partial class ReferenceBackend
 {
-    public override void MaxPoolForward(in PoolArgs a)
-    {
-        CheckPool(a);
-        Require(a.X != 0 && a.Y != 0);
-        var channels = a.Channels;
-        var x = Load(a.X, (long)a.Variants * a.Images * a.Height * a.Width * channels);
-        var y = new double[PoolPixels(a) * channels];
-        var argmax = new byte[y.Length];
-        Array.Fill(argmax, byte.MaxValue);
-        for (var image = 0; image < a.Variants * a.Images; image++)
-            ForPoolTaps(a, image, (tap, output, source) =>
-            {
-                for (var c = 0; c < channels; c++)
-                {
-                    var i = output * channels + c;
-                    var value = x[source * channels + c];
-                    if (argmax[i] == byte.MaxValue || value > y[i] || (double.IsNaN(value) && !double.IsNaN(y[i])))
-                        (y[i], argmax[i]) = (value, (byte)tap);
-                }
-            });
-        Store(a.Y, y);
-        if (a.Argmax != 0)
-            argmax.CopyTo(new Span<byte>((void*)a.Argmax, argmax.Length));
-        if (a.Statistics != 0)
-            Store(a.Statistics, Statistics(y, a.Variants * a.Images, channels));
-    }
+    public override void MaxPoolForward(in PoolArgs a) => PoolForward(a, Pooling.Max3x3);
 
     public override void MaxPoolBackward(in PoolArgs a)
     {
-        CheckPoolBackward(a);
-        Require(a.Argmax != 0);
+        var (dy, argmax) = PoolGradient(a, Pooling.Max3x3);
         var channels = a.Channels;
-        var dy = RawGradient(a.G, a.Coefficients, a.Y, PoolPixels(a), channels, 0, channels);
-        var argmax = new ReadOnlySpan<byte>((void*)a.Argmax, dy.Length).ToArray();
         var dx = new double[a.Images * a.Height * a.Width * channels];
         for (var image = 0; image < a.Images; image++)
             ForPoolTaps(a, image, (tap, output, source) =>
@@ -48,30 +20,12 @@ public sealed unsafe partial class ReferenceBackend
         Store(a.Dx, dx, a.Accumulate != 0);
     }
 
-    public override void AvgPoolForward(in PoolArgs a)
-    {
-        CheckPool(a);
-        Require(a.X != 0 && a.Y != 0);
-        var channels = a.Channels;
-        var x = Load(a.X, (long)a.Variants * a.Images * a.Height * a.Width * channels);
-        var y = new double[PoolPixels(a) * channels];
-        var counts = PoolCounts(a);
-        for (var image = 0; image < a.Variants * a.Images; image++)
-            ForPoolTaps(a, image, (_, output, source) =>
-            {
-                for (var c = 0; c < channels; c++)
-                    y[output * channels + c] += x[source * channels + c] / counts[output];
-            });
-        Store(a.Y, y);
-        if (a.Statistics != 0)
-            Store(a.Statistics, Statistics(y, a.Variants * a.Images, channels));
-    }
+    public override void AvgPoolForward(in PoolArgs a) => PoolForward(a, Pooling.Avg3x3);
 
     public override void AvgPoolBackward(in PoolArgs a)
     {
-        CheckPoolBackward(a);
+        var (dy, _) = PoolGradient(a, Pooling.Avg3x3);
         var channels = a.Channels;
-        var dy = RawGradient(a.G, a.Coefficients, a.Y, PoolPixels(a), channels, 0, channels);
         var counts = PoolCounts(a);
         var dx = new double[a.Images * a.Height * a.Width * channels];
         for (var image = 0; image < a.Images; image++)
@@ -125,12 +79,62 @@ public sealed unsafe partial class ReferenceBackend
         Require(a.Stride is 1 or 2);
     }
 
-    private static void CheckPoolBackward(in PoolArgs a)
+    private static void PoolForward(in PoolArgs a, Pooling pooling)
+    {
+        CheckPool(a);
+        Require(a.X != 0);
+        var (y, _) = Pool(a, pooling);
+        Store(a.Y, y);
+        Store(a.Statistics, Statistics(y, a.Variants * a.Images, a.Channels));
+    }
+
+    /// <summary>The gradient of y, and of the maximum the tap that each element of y was taken from.</summary>
+    private static (double[] Dy, byte[] Argmax) PoolGradient(in PoolArgs a, Pooling pooling)
     {
         CheckPool(a);
         Require(a.Variants == 1);
-        Require(a.G != 0 && a.Dx != 0);
-        Require(a.Coefficients == 0 || a.Y != 0);
+        Require(a.X != 0 && a.Dx != 0 && a.Gradients != 0 && a.GradientCount >= 1);
+        var (y, argmax) = Pool(a, pooling);
+        var dy = new double[y.Length];
+        foreach (var gradient in new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount))
+        {
+            Require(gradient.G != 0);
+            var g = Load(gradient.G, y.Length);
+            var coefficients = LoadOptional(gradient.Coefficients, 3 * a.Channels);
+            for (var i = 0; i < y.Length; i++)
+            {
+                var c = i % a.Channels;
+                dy[i] += coefficients == null
+                    ? g[i]
+                    : coefficients[c] * g[i] + coefficients[a.Channels + c] * y[i] + coefficients[2 * a.Channels + c];
+            }
+        }
+        return (dy, argmax);
+    }
+
+    /// <summary>x pooled, and of the maximum the tap that each element was taken from.</summary>
+    private static (double[] Y, byte[] Argmax) Pool(in PoolArgs a, Pooling pooling)
+    {
+        var channels = a.Channels;
+        var x = Load(a.X, (long)a.Variants * a.Images * a.Height * a.Width * channels);
+        var y = new double[PoolPixels(a) * channels];
+        var argmax = new byte[y.Length];
+        Array.Fill(argmax, byte.MaxValue);
+        var counts = PoolCounts(a);
+        for (var image = 0; image < a.Variants * a.Images; image++)
+            ForPoolTaps(a, image, (tap, output, source) =>
+            {
+                for (var c = 0; c < channels; c++)
+                {
+                    var i = output * channels + c;
+                    var value = x[source * channels + c];
+                    if (pooling == Pooling.Avg3x3)
+                        y[i] += value / counts[output];
+                    else if (argmax[i] == byte.MaxValue || value > y[i] || (double.IsNaN(value) && !double.IsNaN(y[i])))
+                        (y[i], argmax[i]) = (value, (byte)tap);
+                }
+            });
+        return (y, argmax);
     }
 
     private static int PoolPixels(in PoolArgs a) =>

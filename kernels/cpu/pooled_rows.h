@@ -1,0 +1,233 @@
+// Pooling 3x3 with padding 1 as a stream of output rows, for the pools and for the mixed sum.
+//
+// It is separable: every input row is reduced horizontally once into a ring of three row buffers, and an output row
+// combines up to three of them. Taking the first maximum along the rows and then the first row with the largest value
+// gives the first maximum in row-major order. Rows are flat arrays of pixels * channels wherever neighbours are a
+// constant distance apart, so that any channel count fills the vectors.
+#pragma once
+
+#include "cpu/context.h"
+#include "cpu/simd.h"
+
+namespace pn::PN_NAMESPACE {
+
+typedef uint8_t byte_vec __attribute__((vector_size(kLanes)));
+typedef uint8_t unaligned_byte_vec __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+constexpr int kPoolAhead = 1024;  // floats between reading and prefetching
+
+PN_INLINE int out_extent(int extent, int stride) { return (extent - 1) / stride + 1; }
+
+// The part [first, first + count) of a window's three taps that lies inside the image.
+struct Taps {
+  int first, count;
+};
+PN_INLINE Taps taps_inside(int out, int extent, int stride) {
+  const int start = out * stride - 1, first = start < 0 ? 1 : 0;
+  return {first, min(3, extent - start) - first};
+}
+
+// Where v is a later candidate that beats the best so far; once not-a-number, the best stays.
+PN_INLINE ivec beats(vec v, vec best) { return ~(best >= v) & (best == best); }
+
+PN_INLINE void store_positions(uint8_t* p, ivec v, int n) {
+  const byte_vec narrow = __builtin_convertvector(v, byte_vec);
+  if (n >= kLanes)
+    *reinterpret_cast<unaligned_byte_vec*>(p) = narrow;
+  else
+    for (int i = 0; i < n; i++) p[i] = narrow[i];
+}
+
+// Calls f(i, lanes) for the vectors of 0..n-1; all but the last with a constant number of lanes.
+template <class F>
+PN_INLINE void for_vectors(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
+  if (i < n) f(i, int(n - i));
+}
+
+// Reduces `count` horizontally neighbouring pixels, `channels` floats apart, to their sum, or to the maximum and its
+// column 0..2.
+template <bool Max, bool Positions, int Count>
+void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(x + i + kPoolAhead);
+    vec best = load_partial(x + i, lanes);
+    ivec column = ivec{} + first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(x + i + k * channels, lanes);
+      if constexpr (Max) {
+        const ivec better = beats(v, best);
+        best = better ? v : best;
+        if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
+      } else {
+        best += v;
+      }
+    }
+    store_partial(values + i, best, lanes);
+    if constexpr (Positions) store(columns + i, column);
+  });
+}
+
+// Combines the rows of reduced columns to n outputs.
+template <bool Max, bool Positions, int Count>
+void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float factor,
+                  float* y, uint8_t* positions) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec best = load_partial(values[0] + i, lanes);
+    ivec position{};
+    if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(values[k] + i, lanes);
+      if constexpr (Max) {
+        const ivec better = beats(v, best);
+        best = better ? v : best;
+        if constexpr (Positions) position = better ? load(columns[k] + i) + 3 * (first + k) : position;
+      } else {
+        best += v;
+      }
+    }
+    if constexpr (!Max) best *= splat(factor);
+    store_partial(y + i, best, lanes);
+    if constexpr (Positions) store_positions(positions + i, position, lanes);
+  });
+}
+
+struct PoolShape {
+  int height, width, channels, stride;
+
+  int out_height() const { return out_extent(height, stride); }
+  int out_width() const { return out_extent(width, stride); }
+  int64_t row() const { return int64_t(width) * channels; }  // floats of an input row
+  int64_t out_row() const { return int64_t(out_width()) * channels; }
+};
+
+// The rows of one pooled image from row `first` on.
+template <bool Max, bool Positions>
+class PooledRows {
+ public:
+  static int64_t bytes(const PoolShape& shape) { return (Positions ? 6 : 3) * pitch_of(shape) * 4; }
+
+  // x: the image. memory: bytes() of it.
+  PooledRows(const PoolShape& shape, const float* x, int first, void* memory)
+      : shape_(shape),
+        x_(x),
+        values_(static_cast<float*>(memory)),
+        columns_(static_cast<int32_t*>(memory) + 3 * pitch_of(shape)),
+        next_(first),
+        reduced_(max(0, first * shape.stride - 1)) {}
+
+  // y: a row of pixels, [OW, C]. positions [OW, C]: of the maximum in its window, 0..8 in row-major order.
+  void next(float* y, uint8_t* positions) {
+    const int oy = next_++, channels = shape_.channels, out_width = shape_.out_width();
+    const int64_t pitch = pitch_of(shape_);
+    const Taps taps = taps_inside(oy, shape_.height, shape_.stride);
+    const int top = oy * shape_.stride - 1 + taps.first;
+    const float* values[3];
+    const int32_t* columns[3];
+    for (int k = 0; k < taps.count; k++) {
+      const int64_t slot = (top + k) % 3 * pitch;
+      values[k] = values_ + slot;
+      columns[k] = columns_ + slot;
+    }
+    for (; reduced_ < top + taps.count; reduced_++) reduce_row(reduced_, reduced_ % 3 * pitch);
+    const auto combine = taps.count == 3   ? combine_rows<Max, Positions, 3>
+                         : taps.count == 2 ? combine_rows<Max, Positions, 2>
+                                           : combine_rows<Max, Positions, 1>;
+    if (Max) return combine(values, columns, taps.first, shape_.out_row(), 1, y, positions);
+    for (int ox = 0, run; ox < out_width; ox += run) {
+      run = ox == 1 && out_width > 2 ? out_width - 2 : 1;  // all inner windows have three columns
+      const int count = taps.count * taps_inside(ox, shape_.width, shape_.stride).count;
+      combine(values, columns, taps.first, int64_t(run) * channels, 1.0f / float(count), y + int64_t(ox) * channels,
+              positions);
+      for (int k = 0; k < taps.count; k++) values[k] += int64_t(run) * channels;
+    }
+  }
+
+ private:
+  // Columns are stored in whole vectors, so a row has one to spare.
+  static int64_t pitch_of(const PoolShape& shape) { return (shape.out_row() + 2 * kLanes - 1) / kLanes * kLanes; }
+
+  void reduce_row(int row, int64_t slot) {
+    const int channels = shape_.channels, stride = shape_.stride, out_width = shape_.out_width();
+    for (int ox = 0, run; ox < out_width; ox += run) {
+      // With stride 1 all windows but the outer two are one flat run.
+      run = stride == 1 && ox == 1 && out_width > 2 ? out_width - 2 : 1;
+      const Taps taps = taps_inside(ox, shape_.width, stride);
+      const float* first = x_ + row * shape_.row() + int64_t(ox * stride - 1 + taps.first) * channels;
+      const int64_t out = slot + int64_t(ox) * channels, n = int64_t(run) * channels;
+      const auto reduce = taps.count == 3   ? reduce_columns<Max, Positions, 3>
+                          : taps.count == 2 ? reduce_columns<Max, Positions, 2>
+                                            : reduce_columns<Max, Positions, 1>;
+      reduce(first, channels, taps.first, n, values_ + out, columns_ + out);
+    }
+  }
+
+  const PoolShape shape_;
+  const float* const x_;
+  float* const values_;
+  int32_t* const columns_;
+  int next_, reduced_;  // output row, and input row, that come next
+};
+
+// The pooled values of one output row, of both kinds at once: `maxima` and `averages`, each null if not wanted. x: the
+// first of the `Rows` input rows that the windows reach. Returns false, with undefined maxima, if x may hold a
+// not-a-number: the processor's maximum would lose it.
+template <int Rows, bool Max, bool Avg>
+bool pool_row(const PoolShape& shape, const float* x, float* maxima, float* averages) {
+  struct Column {
+    vec maximum, sum;
+  };
+  const int channels = shape.channels, width = shape.width, stride = shape.stride, out_width = shape.out_width();
+  const int64_t row = shape.row();
+  bool finite = true;
+  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    vec bad{};
+    const auto column = [&](int ix) PN_LAMBDA_INLINE {
+      const float* p = x + int64_t(ix) * channels + c;
+      __builtin_prefetch(p + (Rows - 1) * row + kPoolAhead);
+      Column total{load_partial(p, lanes), load_partial(p, lanes)};
+      for (int r = 1; r < Rows; r++) {
+        const vec v = load_partial(p + r * row, lanes);
+        if (Max) total.maximum = maximum(total.maximum, v);
+        total.sum += v;
+      }
+      if (Max) bad += total.sum * vec{};
+      return total;
+    };
+    const auto finish = [&](int ox, vec most, vec sum, float factor) PN_LAMBDA_INLINE {
+      const int64_t i = int64_t(ox) * channels + c;
+      if (Max) store_partial(maxima + i, most, lanes);
+      if (Avg) store_partial(averages + i, sum * splat(factor), lanes);
+    };
+    const float two = 1.0f / (2 * Rows), three = 1.0f / (3 * Rows);
+    Column before = column(0);
+    if (width == 1) {
+      finish(0, before.maximum, before.sum, 1.0f / Rows);
+    } else {
+      Column here = column(1);
+      finish(0, maximum(before.maximum, here.maximum), before.sum + here.sum, two);
+      const int inner = (width - 2) / stride;  // last output with three columns
+      for (int ox = 1; ox <= inner; ox++) {
+        if (stride == 2) before = here, here = column(2 * ox);
+        const Column after = column(ox * stride + 1);
+        finish(ox, maximum(maximum(before.maximum, here.maximum), after.maximum), before.sum + here.sum + after.sum,
+               three);
+        before = here, here = after;
+      }
+      if (inner + 1 < out_width) {
+        if (stride == 2) before = here, here = column(2 * (inner + 1));
+        finish(inner + 1, maximum(before.maximum, here.maximum), before.sum + here.sum, two);
+      }
+    }
+    if (Max)
+      for (int i = 0; i < kLanes; i++) finite &= bad[i] == 0;
+  });
+  return finite;
+}
+
+template <bool Max, bool Avg>
+constexpr decltype(&pool_row<1, Max, Avg>) pool_row_functions[3] = {pool_row<1, Max, Avg>, pool_row<2, Max, Avg>,
+                                                                    pool_row<3, Max, Avg>};
+
+}  // namespace pn::PN_NAMESPACE

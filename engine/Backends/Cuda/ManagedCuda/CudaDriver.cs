@@ -201,6 +201,9 @@ internal sealed class CudaStream(ManagedCuda.CudaStream stream) : IDisposable
 {
     internal CUstream Handle => stream.Stream;
 
+    /// <summary>The driver's own handle.</summary>
+    public nint Pointer => stream.Stream.Pointer;
+
     public void CopyToDevice(nint target, nint source, long bytes) =>
         CudaContext.Check(Driver.AsynchronousMemcpy_v2.cuMemcpyHtoDAsync_v2(CudaContext.At(target), source, (ulong)bytes, Handle), "cuMemcpyHtoDAsync");
 

@@ -89,7 +89,7 @@ fingerprint() {
   {
     git -C "$root" rev-parse HEAD 2>/dev/null
     [ "$1" = 0 ] || { cuda_compiler && echo 'with CUDA kernels'; }
-    find "$root"/{engine,kernels,cli,tests} "$root"/{CMakeLists.txt,Directory.Build.props,.editorconfig,global.json} \
+    find "$root"/{engine,kernels,cli,tests,benchmarks} "$root"/{CMakeLists.txt,Directory.Build.props,.editorconfig,global.json} \
       \( -name bin -o -name obj \) -prune -o -type f -printf '%p %s %T@\n' 2>/dev/null | LC_ALL=C sort
   } | cksum
 }

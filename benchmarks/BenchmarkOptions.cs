@@ -13,7 +13,8 @@ internal sealed class BenchmarkOptions
 {
     private const string Usage = """
         Suites:
-          kernels      every kernel at the sizes of the supernets and derived networks: GFLOP/s, GB/s, share of the machine's limit
+          kernels      every kernel at the sizes of the supernets and derived networks: GFLOP/s, GB/s, share of the machine's limit; on cuda
+                       beside cuBLAS and cuDNN, where they are installed
           search-step  an alpha step and a weight step of the supernet
           scoring      all candidates of one normal and one reduction edge, no racing, per candidate and batch
           selection    a small search and the whole selection after it, tuning included, on synthetic images
@@ -25,6 +26,7 @@ internal sealed class BenchmarkOptions
         Examples:
           dotnet run -c Release --project benchmarks -- search-step --peer --json step.json
           dotnet run -c Release --project benchmarks -- kernels --filter "depthwise_pointwise 32x32x16"
+          dotnet run -c Release --project benchmarks -- kernels --device cuda --tf32
           dotnet run -c Release --project benchmarks -- scoring --space s3 --batch 96 --peer --peer-mode both
           dotnet run -c Release --project benchmarks -- racing --run runs/s2,runs/s3
           dotnet run -c Release --project benchmarks -- targets --peer --run runs/s3
@@ -67,6 +69,9 @@ internal sealed class BenchmarkOptions
 
     [Option("device", Default = "cpu", MetaValue = "NAME", HelpText = "What ours runs on: cpu or cuda.")]
     public string Device { get; set; } = "";
+
+    [Option("tf32", HelpText = "cuda: multiply on the tensor cores, whose factors have 10 bits of mantissa instead of 23; so does what is timed beside it.")]
+    public bool Tf32 { get; set; }
 
     [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
     public string Isa { get; set; } = "";
@@ -118,7 +123,7 @@ internal sealed class BenchmarkOptions
     internal int TimedRepeats => Repeats ?? 5;
 
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
-    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) : new CpuBackend(threads ?? Threads, Isa switch
+    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) { Tf32 = Tf32 } : new CpuBackend(threads ?? Threads, Isa switch
     {
         "portable" => Backends.Cpu.Isa.Portable,
         "avx2" => Backends.Cpu.Isa.Avx2,
@@ -171,7 +176,11 @@ internal sealed class BenchmarkOptions
         if (Suite.Length == 0)
             throw new UserException($"No suite is given; {Help}.");
         RequireChoice("The suite", Suite, [.. _suites.Keys]);
+        if (Device == "cuda-emulated")
+            throw new UserException("--device is 'cuda-emulated', which takes the processor's time and has no cuBLAS or cuDNN beside it; choose cpu or cuda.");
         RequireChoice("--device", Device, "cpu", "cuda");
+        if (Tf32 && Device != "cuda")
+            throw new UserException("--tf32 is for CUDA devices; leave it out, or give --device cuda.");
         RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512");
         RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
         SearchSpace.Load(Space);

@@ -11,7 +11,7 @@ namespace PerturbNas.Benchmarks;
 /// <param name="WaitingPeer">Processor seconds that the peer used in all while we were timed.</param>
 /// <param name="WaitingOurs">The same for us while the peer was timed.</param>
 internal sealed record Duel(
-    Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes, double PeerLoss, double WaitingPeer, double WaitingOurs)
+    Repeats Ours, Repeats Peer, Repeats Ratio, long PeerPeakBytes = 0, double PeerLoss = 0, double WaitingPeer = 0, double WaitingOurs = 0)
 {
     /// <summary>What else the peer's last repeat gave.</summary>
     public Dictionary<string, JsonElement>? Extra { get; init; }
@@ -62,7 +62,25 @@ internal sealed record Duel(
             report.Note($"the peer, waiting, used {waitingPeer:0.00} processor seconds of the {mine.Sum():0.00} s that we were timed");
         if (waitingOurs > MostWaiting * theirs.Sum() + repeats * Tick)
             report.Note($"we, waiting, used {waitingOurs:0.00} processor seconds of the {theirs.Sum():0.00} s that the peer was timed");
-        var ratio = mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs)).ToList();
-        return new Duel(new(mine), new(theirs), new(ratio), last.PeakBytes, last.Loss, waitingPeer, waitingOurs) { Extra = last.Extra };
+        return new Duel(new(mine), new(theirs), RatioOf(mine, workOfOurs, theirs), last.PeakBytes, last.Loss, waitingPeer, waitingOurs) { Extra = last.Extra };
     }
+
+    /// <summary>The same with a peer in this process, which leaves neither memory nor time to be watched.</summary>
+    /// <param name="peers">Runs the peer's work once.</param>
+    /// <param name="workOfPeers">The units of work in that.</param>
+    public static Duel Run(int repeats, Action ours, double workOfOurs, Action peers, double workOfPeers)
+    {
+        ours();
+        peers();
+        List<double> mine = [], theirs = [];
+        for (var i = 0; i < repeats; i++)
+        {
+            mine.Add(Timing.Seconds(ours));
+            theirs.Add(Timing.Seconds(peers) / workOfPeers);
+        }
+        return new Duel(new(mine), new(theirs), RatioOf(mine, workOfOurs, theirs));
+    }
+
+    private static Repeats RatioOf(List<double> mine, double workOfOurs, List<double> theirs) =>
+        new([.. mine.Select((seconds, i) => theirs[i] / (seconds / workOfOurs))]);
 }

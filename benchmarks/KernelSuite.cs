@@ -1,4 +1,5 @@
 using PerturbNas.Backends;
+using PerturbNas.Backends.Cuda;
 using PerturbNas.Tests.Kernels;
 
 namespace PerturbNas.Benchmarks;
@@ -7,7 +8,7 @@ namespace PerturbNas.Benchmarks;
 /// Every kernel that matters at the shapes of the supernet (C = 16, 32, 64 at 32, 16, 8 pixels a side) and of the derived network (36,
 /// 72, 144): time, and how near it is to the machine's limit. Buffers stay where the last call left them in the caches. The peer's
 /// operators include batch norm whole, where our kernels leave normalising to whoever reads the result: a mixed sum of ours does more than
-/// the peer's, what comes before it does less.
+/// the peer's, what comes before it does less. On a CUDA device the same goes for NVIDIA's libraries (see <see cref="LibraryPeer"/>).
 /// </summary>
 internal static class KernelSuite
 {
@@ -26,13 +27,6 @@ internal static class KernelSuite
         public string Name { get; init; } = Case.Name;
     }
 
-    /// <summary>A request to peer/operators.py, which says what the fields mean.</summary>
-    private sealed record PeerOperator(string Operator, int Batch, int Side, int Channels, int Stride = 1, int Kernel = 3, int Dilation = 1,
-        int Parts = 1, int Out = 0, int Terms = 0, bool Relu = true)
-    {
-        public string Pass { get; init; } = "forward";
-    }
-
     public static void Run(BenchmarkOptions options, Report report)
     {
         using var all = options.NewBackend();
@@ -40,10 +34,11 @@ internal static class KernelSuite
         List<(Backend Backend, MachineLimits Limits)> backends = [(single, single.MeasureLimits())];
         if (BenchmarkOptions.ThreadsOf(all) > 1)
             backends.Add((all, report.Limits));
+        using var library = backends[^1].Backend is CudaBackend device ? LibraryPeer.Open(device, report.Note) : null;
         var peers = Duel.Modes(options).Select(mode => new Peer("operators.py", mode, BenchmarkOptions.ThreadsOf(all))).ToList();
         try
         {
-            Measure(options, report, backends, peers);
+            Measure(options, report, backends, peers, library);
         }
         finally
         {
@@ -51,7 +46,8 @@ internal static class KernelSuite
         }
     }
 
-    private static void Measure(BenchmarkOptions options, Report report, List<(Backend Backend, MachineLimits Limits)> backends, List<Peer> peers)
+    private static void Measure(BenchmarkOptions options, Report report, List<(Backend Backend, MachineLimits Limits)> backends, List<Peer> peers,
+        LibraryPeer? library)
     {
         var results = new List<Result>();
         foreach (var entry in Entries(options.Batch))
@@ -63,9 +59,14 @@ internal static class KernelSuite
             if (passes.Count == 0)
                 continue;
             using var memory = new CaseMemory(entry.Case, backends[0].Backend);
+            using var work = library?.Prepare(entry.Peer, entry.Case, memory.Addresses);
             foreach (var (pass, name) in passes)
+            {
                 foreach (var (backend, limits) in backends)
                     results.Add(Measure(options.TimedRepeats, memory, entry, pass, name, backend, limits, backend == backends[^1].Backend ? peers : [], report));
+                if (work is not null && Against(work, options, memory, pass, backends[^1].Backend, report) is { } duel)
+                    results[^1].Peers[LibraryPeer.Name] = duel;
+            }
         }
         if (results.Count == 0)
             throw new UserException($"No kernel's name and pass contain '{options.Filter}'; run without --filter to see all of them.");
@@ -75,9 +76,32 @@ internal static class KernelSuite
             SingleThreadLimits = new { backends[0].Limits.Gigaflops, backends[0].Limits.GigabytesPerSecond },
             Results = results
         });
+        List<string> names = [.. peers.Select(NameOf), .. library is null ? (string[])[] : [LibraryPeer.Name]];
         report.Table(["kernel", "pass", "threads", "ms", "spread", "GFLOP/s", "products of FMA limit", "GB/s", "of limit", "of nearer limit", "speedup",
-            .. peers.SelectMany(peer => (string[])[$"PyTorch {peer.Mode} ms", "times ours", "min-max"])],
-            results.Select((result, i) => Row(result, result.Threads > 1 ? results[i - 1] : null)));
+            .. names.SelectMany(name => (string[])[$"{name} ms", "times ours", "min-max"])],
+            results.Select((result, i) => Row(result, result.Threads > 1 ? results[i - 1] : null, names)));
+    }
+
+    /// <summary>A kernel of ours and NVIDIA's libraries in turns, once both have computed the same; null: they have nothing for its shape.</summary>
+    private static Duel? Against(LibraryWork work, BenchmarkOptions options, CaseMemory memory, KernelPass pass, Backend backend, Report report)
+    {
+        void Ours() => memory.Call(pass, backend);
+        void Theirs() => work.Run(pass);
+        try
+        {
+            work.Forward();
+            Wait(backend, Theirs);
+        }
+        catch (CudaLibraryException e) when (e.NotSupported)
+        {
+            report.Note($"{memory.Name}, {pass}: {e.Message}");
+            return null;
+        }
+        Wait(backend, Ours);
+        work.RequireSame(pass, options.Tf32);
+        var (ours, theirs) = (Timing.CallsThatLast(() => Wait(backend, Ours)), Timing.CallsThatLast(() => Wait(backend, Theirs)));
+        return Duel.Run(options.TimedRepeats, () => Wait(backend, () => Timing.Repeat(ours, Ours)), ours,
+            () => Wait(backend, () => Timing.Repeat(theirs, Theirs)), theirs);
     }
 
     private static Result Measure(int repeats, CaseMemory memory, Entry entry, KernelPass pass, string name, Backend backend,
@@ -86,16 +110,18 @@ internal static class KernelSuite
         void Call() => memory.Call(pass, backend);
         var calls = Timing.CallsThatLast(() => Wait(backend, Call));
         void Repeat() => Wait(backend, () => Timing.Repeat(calls, Call));
-        var duels = peers.ConvertAll(peer => (peer.Mode, Duel.Run(repeats, Repeat, calls, peer, report, entry.Peer with { Pass = name })));
-        var seconds = (duels.Count > 0 ? duels[0].Item2.Ours : Timing.Measure(repeats, Repeat)).Per(calls);
+        var duels = peers.ConvertAll(peer => (Name: NameOf(peer), Duel: Duel.Run(repeats, Repeat, calls, peer, report, entry.Peer with { Pass = name })));
+        var seconds = (duels.Count > 0 ? duels[0].Duel.Ours : Timing.Measure(repeats, Repeat)).Per(calls);
         var cost = entry.Case.Cost(pass);
         var scale = 1e-9 / seconds.Median;
         return new Result(entry.Name, name, BenchmarkOptions.ThreadsOf(backend), seconds, scale * cost.Flops, scale * cost.Bytes,
             scale * cost.ProductFlops / limits.Gigaflops, scale * cost.Bytes / limits.GigabytesPerSecond)
         {
-            Peers = duels.ToDictionary(duel => duel.Mode, duel => duel.Item2),
+            Peers = duels.ToDictionary(duel => duel.Name, duel => duel.Duel),
         };
     }
+
+    private static string NameOf(Peer peer) => $"PyTorch {peer.Mode}";
 
     // A device goes on by itself after its calls have returned.
     private static void Wait(Backend backend, Action calls)
@@ -105,13 +131,14 @@ internal static class KernelSuite
         _ = backend.EndTiming();
     }
 
-    private static IReadOnlyList<string> Row(Result result, Result? single) =>
+    private static IReadOnlyList<string> Row(Result result, Result? single, List<string> peers) =>
     [
         result.Kernel, result.Pass, $"{result.Threads}", $"{1e3 * result.Seconds.Median:0.000}", $"{result.Seconds.Spread:P0}",
         $"{result.Gigaflops:0.0}", $"{result.ShareOfFmaLimit:P0}", $"{result.GigabytesPerSecond:0.0}", $"{result.ShareOfBandwidth:P0}",
         $"{result.ShareOfLimit:P0}", single is null ? "" : $"{single.Seconds.Median / result.Seconds.Median:0.00}",
-        .. result.Peers.Values.SelectMany(duel => (string[])[$"{1e3 * duel.Peer.Median:0.000}", $"{duel.Ratio.Median:0.0}",
-            $"{duel.Ratio.Minimum:0.0}-{duel.Ratio.Maximum:0.0}"]),
+        .. peers.SelectMany(peer => result.Peers.TryGetValue(peer, out var duel)
+            ? (string[])[$"{1e3 * duel.Peer.Median:0.000}", $"{duel.Ratio.Median:0.0}", $"{duel.Ratio.Minimum:0.0}-{duel.Ratio.Maximum:0.0}"]
+            : ["", "", ""]),
     ];
 
     /// <summary>
@@ -216,8 +243,8 @@ internal static class KernelSuite
         /// <summary>The time that the nearer of the two limits would take, over the time taken.</summary>
         public double ShareOfLimit => Math.Max(ShareOfFmaLimit, ShareOfBandwidth);
 
-        /// <summary>What became of the peers, by mode.</summary>
-        public IReadOnlyDictionary<string, Duel> Peers { get; init; } = new Dictionary<string, Duel>();
+        /// <summary>What became of the peers, by name.</summary>
+        public Dictionary<string, Duel> Peers { get; init; } = [];
     }
 
     /// <summary>A case's buffers, filled, and its forward pass run once, so that the backward pass finds what it needs.</summary>
@@ -243,6 +270,11 @@ internal static class KernelSuite
                 .ToDictionary(buffer => buffer.Name, buffer => _blocks[buffer.Name]));
             Call(KernelPass.Forward, backend);
         }
+
+        public string Name => _case.Name;
+
+        /// <summary>Where all buffers lie.</summary>
+        public KernelAddresses Addresses => _backward;
 
         public void Call(KernelPass pass, Backend backend) =>
             _case.Call(pass)(backend, pass == KernelPass.Forward ? _forward : _backward);

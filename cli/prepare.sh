@@ -58,10 +58,13 @@ cuda_wanted() {
   printf %s $wanted
 }
 
-# What CMakeLists.txt takes to compile the CUDA kernels: nvcc 12 or clang 16, or newer.
+# What CMakeLists.txt takes to compile the CUDA kernels: nvcc 11.8 to 12, or clang 16 or newer.
 cuda_compiler() {
-  local candidate
-  [[ $(nvcc --version 2>/dev/null) =~ release\ ([0-9]+) ]] && ((BASH_REMATCH[1] >= 12)) && return
+  local candidate release
+  if [[ $(nvcc --version 2>/dev/null) =~ release\ ([0-9]+)\.([0-9]+) ]]; then
+    release=$((100 * BASH_REMATCH[1] + BASH_REMATCH[2]))
+    ((release >= 1108 && release < 1300)) && return
+  fi
   for candidate in clang-{19..16} clang; do
     [[ $($candidate --version 2>/dev/null) =~ version\ ([0-9]+) ]] && ((BASH_REMATCH[1] >= 16)) && return
   done
@@ -86,7 +89,7 @@ fingerprint() {
   {
     git -C "$root" rev-parse HEAD 2>/dev/null
     [ "$1" = 0 ] || { cuda_compiler && echo 'with CUDA kernels'; }
-    find "$root"/{engine,kernels,cli,tests} "$root"/{CMakeLists.txt,Directory.Build.props,.editorconfig,global.json} \
+    find "$root"/{engine,kernels,cli,tests,benchmarks} "$root"/{CMakeLists.txt,Directory.Build.props,.editorconfig,global.json} \
       \( -name bin -o -name obj \) -prune -o -type f -printf '%p %s %T@\n' 2>/dev/null | LC_ALL=C sort
   } | cksum
 }

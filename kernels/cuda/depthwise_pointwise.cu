@@ -97,7 +97,7 @@ PN_DEVICE void load_window(float* window, const Tiles& tiles, int dilation_shift
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; u++)
-      if (first + u * step < pixels) store4(window + to[u], v[u]);
+      if (first + u * step < pixels) store4_shared(window + to[u], v[u]);
   }
 }
 
@@ -166,7 +166,7 @@ PN_DEVICE void depthwise_tile(float* z, const Launch& l, const float* window, co
   depthwise<K, S>(sum, l, strip, window, taps);
   const int place = strip.row * ((1 << l.tiles.width_shift) + 1) + strip.column;
 #pragma unroll
-  for (int i = 0; i < 4; i++) store4(z + tile_offset(place + i * l.dilation, strip.quad), sum[i]);
+  for (int i = 0; i < 4; i++) store4_shared(z + tile_offset(place + i * l.dilation, strip.quad), sum[i]);
 }
 
 PN_DEVICE int window_floats(const Launch& l) { return l.tiles.rows * l.tiles.row_step; }

@@ -158,6 +158,16 @@ PN_DEVICE float4 load4_shared(const float* p) {
   return make4(x, y, z, w);
 }
 PN_DEVICE void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
+// The same to shared memory, where nvcc would take what has just been computed one by one.
+PN_DEVICE void store4_shared(float* p, float4 v) {
+#if defined(__clang__)
+  store4(p, v);
+#else
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(p)), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+#endif
+}
 PN_DEVICE bool is_aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 // sum += a * b, element by element.
 PN_DEVICE void add_product4(float4& sum, float4 a, float4 b) {

@@ -217,7 +217,8 @@ PN_DEVICE int loaded_quad() { return thread_index().x & 3; }
 PN_DEVICE void store_tile(float* tile, const float4 (&v)[kLoads]) {
   const int t = fresh_thread_index();
 #pragma unroll
-  for (int u = 0; u < kLoads; u++) store4(tile + tile_offset((t >> 2) + u * (block_extent().x >> 2), t & 3), v[u]);
+  for (int u = 0; u < kLoads; u++)
+    store4_shared(tile + tile_offset((t >> 2) + u * (block_extent().x >> 2), t & 3), v[u]);
 }
 
 // product = the product of all chunks that the source has (one at least): source.next() goes on to the next one and

@@ -187,7 +187,7 @@ PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_backward(const pn::MixedSum 
 }
 
 // Grid: the terms. Terms may share an element of the weight gradients: the first of them adds for all, in their order.
-PN_KERNEL __launch_bounds__(pn::kThreads) mixed_sum_weight_gradients(const pn::MixedSum a) {
+PN_KERNEL __launch_bounds__(pn::kThreads, 4) mixed_sum_weight_gradients(const pn::MixedSum a) {
   __shared__ pn::Exchange<double, pn::kThreads> exchange;
   const int first = pn::block_index().x, index = a.terms[first].weight_index;
   for (int t = 0; t < first; t++)

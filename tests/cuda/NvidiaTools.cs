@@ -79,7 +79,7 @@ internal static partial class NvidiaTools
     }
 
     /// <summary>What a program that must succeed writes.</summary>
-    private static string Output(string program, params string[] arguments)
+    public static string Output(string program, params string[] arguments)
     {
         using var process = Start(program, arguments);
         var (output, error) = Read(process);

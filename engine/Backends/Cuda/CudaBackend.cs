@@ -71,6 +71,19 @@ public unsafe partial class CudaBackend : Backend
     /// <summary>What the kernels in use were compiled for: "sm_80".</summary>
     public string Target => $"sm_{_ptx.Target}";
 
+    /// <summary>
+    /// The driver's handle of the stream that all work is issued to, for libraries that issue more to it; the device's context is then this thread's.
+    /// </summary>
+    public nint Stream
+    {
+        get
+        {
+            Flush();
+            _context.MakeCurrent();
+            return _stream.Pointer;
+        }
+    }
+
     /// <summary>What kernels are there for.</summary>
     public IReadOnlyList<string> Targets => PtxModules.TargetNames;
 

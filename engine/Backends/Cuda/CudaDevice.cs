@@ -19,7 +19,7 @@ internal static class CudaDevice
     {
         var remedy = $"start it as './perturbnas VERB --device {Devices.NameOf(kind)}', which";
         if (!PtxModules.Exist)
-            return "This program was built without its CUDA kernels, because no clang (16 or newer) or nvcc (12 or newer) was there or none was asked " +
+            return "This program was built without its CUDA kernels, because no clang (16 or newer) or nvcc (11.8 to 12) was there or none was asked " +
                 $"for; {remedy} builds them and brings clang-19 where apt-get can.";
         return kind == DeviceKind.CudaEmulated && !File.Exists(EmulatedLibrary)
             ? $"This program was built without the emulated CUDA driver ('{EmulatedLibrary}' is missing); {remedy} builds it."

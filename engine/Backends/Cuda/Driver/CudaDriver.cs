@@ -239,6 +239,9 @@ internal sealed class CudaStream(StreamHandle handle) : IDisposable
 {
     internal StreamHandle Handle => handle;
 
+    /// <summary>The driver's own handle.</summary>
+    public nint Pointer => handle.DangerousGetHandle();
+
     public void CopyToDevice(nint target, nint source, long bytes) =>
         CudaContext.Check(NativeDriver.CopyToDeviceAsync(target, source, (nuint)bytes, handle), "cuMemcpyHtoDAsync");
 

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using System.Text;
 using ManagedCuda;
 using ManagedCuda.BasicTypes;
 using Context = ManagedCuda.PrimaryContext;
@@ -8,11 +9,13 @@ namespace PerturbNas.Backends.Cuda;
 
 // The types of Driver/CudaDriver.cs on top of ManagedCuda-12, for builds with -p:UseManagedCuda=true, which need its package from the registry
 // and its licence (GPL 3, or a commercial one). Written against its public interface; it is not part of the default build, which is the
-// one that is tested. It cannot use the emulated driver: ManagedCuda loads the system's library by itself.
+// one that is tested. It cannot choose the emulated driver: ManagedCuda loads the system's library by itself.
 
 /// <summary>The first device and its memory. All methods may be called from any thread.</summary>
 internal sealed unsafe class CudaContext : IDisposable
 {
+    private const int NameLength = 256, LogLength = 4096;
+
     private readonly Context _context;
 
     private CudaContext(Context context) => _context = context;
@@ -28,28 +31,51 @@ internal sealed unsafe class CudaContext : IDisposable
         {
             var context = new Context(0);
             context.SetCurrent();
-            var info = context.GetDeviceInfo();
+            // One by one: ManagedCuda's own summary of a device asks for everything that the newest driver knows.
+            var device = new CUdevice();
+            Check(Driver.DeviceManagement.cuDeviceGet(ref device, 0), "cuDeviceGet");
             var version = 0;
             Check(Driver.cuDriverGetVersion(ref version), "cuDriverGetVersion");
-            var capability = 10 * info.ComputeCapability.Major + info.ComputeCapability.Minor;
+            SizeT bytes = 0;
+            Check(Driver.DeviceManagement.cuDeviceTotalMem_v2(ref bytes, device), "cuDeviceTotalMem");
+            var name = new byte[NameLength];
+            Check(Driver.DeviceManagement.cuDeviceGetName(name, NameLength, device), "cuDeviceGetName");
+            var capability = 10 * Attribute(CUDeviceAttribute.ComputeCapabilityMajor) + Attribute(CUDeviceAttribute.ComputeCapabilityMinor);
+            var multiprocessors = Attribute(CUDeviceAttribute.MultiProcessorCount);
             var lanes = capability is 70 or 75 or 80 ? 64.0 : 128;
             var limits = new MachineLimits
             {
-                Gigaflops = 2 * lanes * info.MultiProcessorCount * info.ClockRate / 1e6,
-                GigabytesPerSecond = 2.0 / 8 * info.GlobalMemoryBusWidth * info.MemoryClockRate / 1e6,
+                Gigaflops = 2 * lanes * multiprocessors * Attribute(CUDeviceAttribute.ClockRate) / 1e6,
+                GigabytesPerSecond = 2.0 / 8 * Attribute(CUDeviceAttribute.GlobalMemoryBusWidth) * Attribute(CUDeviceAttribute.MemoryClockRate) / 1e6,
             };
             return new CudaContext(context)
             {
-                Properties = new DeviceProperties(info.DeviceName, version, capability, info.MultiProcessorCount, (long)(ulong)info.TotalGlobalMemory,
-                    info.MemoryPoolsSupported, limits),
+                Properties = new DeviceProperties(Text(name), version, capability, multiprocessors, (long)(ulong)bytes,
+                    Attribute(CUDeviceAttribute.MemoryPoolsSupported) != 0, limits),
             };
+
+            int Attribute(CUDeviceAttribute attribute)
+            {
+                var value = 0;
+                Check(Driver.DeviceManagement.cuDeviceGetAttribute(ref value, attribute, device), "cuDeviceGetAttribute");
+                return value;
+            }
         });
     }
 
     public void MakeCurrent() => Try("cuCtxSetCurrent", _context.SetCurrent);
 
     /// <summary>Bytes of device memory that are free now.</summary>
-    public long FreeMemoryBytes => Try("cuMemGetInfo", () => (long)(ulong)_context.GetFreeDeviceMemorySize());
+    public long FreeMemoryBytes
+    {
+        get
+        {
+            MakeCurrent();
+            SizeT free = 0, total = 0;
+            Check(Driver.MemoryManagement.cuMemGetInfo_v2(ref free, ref total), "cuMemGetInfo");
+            return (long)(ulong)free;
+        }
+    }
 
     /// <summary>Device memory, contents undefined; 0 if there is not enough.</summary>
     public nint AllocateMemory(long bytes, CudaStream stream)
@@ -81,7 +107,7 @@ internal sealed unsafe class CudaContext : IDisposable
     {
         MakeCurrent();
         var address = IntPtr.Zero;
-        Check(Driver.MemoryManagement.cuMemHostAlloc(ref address, (ulong)bytes, CUMemHostAllocFlags.None), "cuMemHostAlloc");
+        Check(Driver.MemoryManagement.cuMemHostAlloc(ref address, (ulong)bytes, 0), "cuMemHostAlloc");
         return address;
     }
 
@@ -92,12 +118,22 @@ internal sealed unsafe class CudaContext : IDisposable
     }
 
     /// <summary>Compiles PTX for the device, or takes what the driver kept of the last time.</summary>
+    /// <exception cref="CudaException">The driver cannot compile it; the message ends with the compiler's own words.</exception>
     public CudaModule LoadModulePtx(ReadOnlySpan<byte> ptx)
     {
         MakeCurrent();
         var text = new byte[ptx.Length + 1];
         ptx.CopyTo(text);
-        return Try("cuModuleLoadDataEx", () => new CudaModule(_context, _context.LoadModulePTX(text)));
+        var log = new byte[LogLength];
+        fixed (byte* words = log)
+        {
+            var module = new CUmodule();
+            var status = Driver.ModuleManagement.cuModuleLoadDataEx(ref module, text, 2, [CUJITOption.ErrorLogBuffer, CUJITOption.ErrorLogBufferSizeBytes],
+                [(IntPtr)words, LogLength]);
+            var said = Text(log).ReplaceLineEndings(" ").Trim();
+            Check(status, said.Length > 0 ? $"cuModuleLoadDataEx ({said})" : "cuModuleLoadDataEx");
+            return new CudaModule(module);
+        }
     }
 
     public CudaStream CreateStream()
@@ -115,6 +151,8 @@ internal sealed unsafe class CudaContext : IDisposable
     public void Dispose() => _context.Dispose();
 
     internal static CUdeviceptr At(nint address) => new((ulong)address);
+
+    private static string Text(byte[] text) => Encoding.UTF8.GetString(text.AsSpan()[..Math.Max(0, Array.IndexOf(text, (byte)0))]);
 
     internal static void Check(CUResult status, string call)
     {
@@ -148,36 +186,41 @@ internal sealed unsafe class CudaContext : IDisposable
 }
 
 /// <summary>Kernels that were compiled together.</summary>
-internal sealed class CudaModule(Context context, CUmodule module) : IDisposable
+internal sealed class CudaModule(CUmodule module) : IDisposable
 {
-    public CudaKernel GetKernel(string name) =>
-        CudaContext.Try($"cuModuleGetFunction({name})", () => new CudaKernel(new ManagedCuda.CudaKernel(name, module)));
+    public CudaKernel GetKernel(string name)
+    {
+        var function = new CUfunction();
+        CudaContext.Check(Driver.ModuleManagement.cuModuleGetFunction(ref function, module, name), $"cuModuleGetFunction({name})");
+        return new CudaKernel(name, function);
+    }
 
-    public void Dispose() => context.UnloadModule(module);
+    // A lost device refuses even this; there is nothing to be done about it.
+    public void Dispose() => _ = Driver.ModuleManagement.cuModuleUnload(module);
 }
 
 /// <summary>A kernel; it belongs to its module.</summary>
-internal sealed unsafe class CudaKernel(ManagedCuda.CudaKernel kernel)
+internal sealed unsafe class CudaKernel(string name, CUfunction function)
 {
     private const int UsualSharedBytes = 48 << 10;
 
     private int _sharedBytes = UsualSharedBytes;
 
-    public string Name => kernel.KernelName;
+    public string Name => name;
 
     /// <summary>32-bit registers of a thread.</summary>
-    public int Registers => kernel.Registers;
+    public int Registers => Attribute(CUFunctionAttribute.NumRegs);
 
     /// <summary>Bytes of a thread's local memory: arrays and spilled registers.</summary>
-    public int LocalBytes => kernel.LocalMemory;
+    public int LocalBytes => Attribute(CUFunctionAttribute.LocalSizeBytes);
 
-    public int StaticSharedBytes => kernel.SharedMemory;
+    public int StaticSharedBytes => Attribute(CUFunctionAttribute.SharedSizeBytes);
 
     /// <summary>Blocks that a multiprocessor holds at a time.</summary>
     public int MaxActiveBlocks(Dim3 block, int dynamicSharedBytes)
     {
         var blocks = 0;
-        CudaContext.Check(Driver.Occupancy.cuOccupancyMaxActiveBlocksPerMultiprocessor(ref blocks, kernel.CUFunction, (int)block.Count, dynamicSharedBytes),
+        CudaContext.Check(Driver.Occupancy.cuOccupancyMaxActiveBlocksPerMultiprocessor(ref blocks, function, (int)block.Count, dynamicSharedBytes),
             $"cuOccupancyMaxActiveBlocksPerMultiprocessor({Name})");
         return blocks;
     }
@@ -187,12 +230,19 @@ internal sealed unsafe class CudaKernel(ManagedCuda.CudaKernel kernel)
     {
         if (dynamicSharedBytes > _sharedBytes)
         {
-            CudaContext.Check(Driver.FunctionManagement.cuFuncSetAttribute(kernel.CUFunction, CUFunctionAttribute.MaxDynamicSharedSizeBytes, dynamicSharedBytes),
+            CudaContext.Check(Driver.FunctionManagement.cuFuncSetAttribute(function, CUFunctionAttribute.MaxDynamicSharedSizeBytes, dynamicSharedBytes),
                 $"cuFuncSetAttribute({Name}, {dynamicSharedBytes} bytes of shared memory)");
             _sharedBytes = dynamicSharedBytes;
         }
-        CudaContext.Check(Driver.Launch.cuLaunchKernel(kernel.CUFunction, (uint)grid.X, (uint)grid.Y, (uint)grid.Z, (uint)block.X, (uint)block.Y, (uint)block.Z,
+        CudaContext.Check(Driver.Launch.cuLaunchKernel(function, (uint)grid.X, (uint)grid.Y, (uint)grid.Z, (uint)block.X, (uint)block.Y, (uint)block.Z,
             (uint)dynamicSharedBytes, stream.Handle, [(IntPtr)argument], null), $"cuLaunchKernel({Name})");
+    }
+
+    private int Attribute(CUFunctionAttribute attribute)
+    {
+        var value = 0;
+        CudaContext.Check(Driver.FunctionManagement.cuFuncGetAttribute(ref value, attribute, function), $"cuFuncGetAttribute({name})");
+        return value;
     }
 }
 
@@ -200,6 +250,9 @@ internal sealed unsafe class CudaKernel(ManagedCuda.CudaKernel kernel)
 internal sealed class CudaStream(ManagedCuda.CudaStream stream) : IDisposable
 {
     internal CUstream Handle => stream.Stream;
+
+    /// <summary>The driver's own handle.</summary>
+    public nint Pointer => stream.Stream.Pointer;
 
     public void CopyToDevice(nint target, nint source, long bytes) =>
         CudaContext.Check(Driver.AsynchronousMemcpy_v2.cuMemcpyHtoDAsync_v2(CudaContext.At(target), source, (ulong)bytes, Handle), "cuMemcpyHtoDAsync");
@@ -270,7 +323,7 @@ internal sealed class CudaGraph : IDisposable
     {
         SizeT count = 0;
         CudaContext.Check(Driver.GraphManagment.cuGraphGetNodes(graph, null, ref count), "cuGraphGetNodes");
-        CudaContext.Check(Driver.GraphManagment.cuGraphInstantiate(ref _executable, graph, CUgraphInstantiate_flags.None), "cuGraphInstantiate");
+        CudaContext.Check(Driver.GraphManagment.cuGraphInstantiate(ref _executable, graph, 0), "cuGraphInstantiate");
         NodeCount = (int)(long)count;
     }
 

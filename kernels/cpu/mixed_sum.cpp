@@ -76,7 +76,7 @@ int32_t check(const pn_mixed_sum* a, const char* name) {
 // Whole rows of a pooled image, or any pixels if nothing is pooled, that are worked on at a time.
 struct Strips {
   int64_t pixels;        // of a strip; the last one of an image may be shorter
-  int64_t pooled_bytes;  // memory that pool_strip needs
+  int64_t pooled_bytes;  // memory that pool_rows needs
   int64_t floats;        // of a strip, in whole cache lines
 
   explicit Strips(const pn_mixed_sum* a) : pixels(1), pooled_bytes(0) {
@@ -85,7 +85,7 @@ struct Strips {
       if (term.pooling == PN_POOL_NONE) continue;
       const PoolShape shape = shape_of(term, a->channels);
       pixels = shape.out_width();
-      pooled_bytes = max(pooled_bytes, PooledRows<true, false>::bytes(shape));
+      pooled_bytes = max(pooled_bytes, MaximumRows<false>::bytes(shape));
     }
     pixels = min<int64_t>(a->pixels, pixels * max<int64_t>(1, kStripFloats / (pixels * a->channels)));
     floats = (pixels * a->channels + 15) / 16 * 16;
@@ -95,26 +95,6 @@ struct Strips {
     return {term.height, term.width, channels, term.stride};
   }
 };
-
-// The pooled values of `count` pixels from pixel `first` of an image on, which begin and end with whole rows: maxima
-// and averages, each null if not wanted. x: the image.
-void pool_strip(const PoolShape& shape, const float* x, int64_t first, int64_t count, void* memory, float* maxima,
-                float* averages) {
-  const int begin = int(first / shape.out_width()), rows = int(count / shape.out_width());
-  bool finite = true;
-  for (int i = 0; i < rows; i++) {
-    const Taps taps = taps_inside(begin + i, shape.height, shape.stride);
-    const float* top = x + ((begin + i) * shape.stride - 1 + taps.first) * shape.row();
-    float *most = maxima + i * shape.out_row(), *mean = averages + i * shape.out_row();
-    const auto pool = maxima && averages ? pool_row_functions<true, true>
-                      : maxima           ? pool_row_functions<true, false>
-                                         : pool_row_functions<false, true>;
-    finite &= pool[taps.count - 1](shape, top, most, mean);
-  }
-  if (finite) return;
-  PooledRows<true, false> exact(shape, x, begin, memory);
-  for (int i = 0; i < rows; i++) exact.next(maxima + i * shape.out_row(), nullptr);
-}
 
 // The values of a group's pooled terms in a strip. Where an edge has both pools, they are pooled together.
 class PooledStrip {
@@ -148,8 +128,8 @@ class PooledStrip {
       return values_ + slots[pooling] * strips_.floats;
     };
     const PoolShape shape = Strips::shape_of(term, a_->channels);
-    pool_strip(shape, term.y + (own * a_->images + image_) * term.height * shape.row(), first_, pixels_, memory_,
-               values(PN_POOL_MAX_3X3), values(PN_POOL_AVG_3X3));
+    pool_rows(shape, term.y + (own * a_->images + image_) * term.height * shape.row(), int(first_ / shape.out_width()),
+              int(pixels_ / shape.out_width()), memory_, values(PN_POOL_MAX_3X3), values(PN_POOL_AVG_3X3));
     return values_ + slot * strips_.floats;
   }
 

@@ -1,9 +1,5 @@
-// Pooling 3x3 with padding 1 as a stream of output rows, for the pools and for the mixed sum.
-//
-// It is separable: every input row is reduced horizontally once into a ring of three row buffers, and an output row
-// combines up to three of them. Taking the first maximum along the rows and then the first row with the largest value
-// gives the first maximum in row-major order. Rows are flat arrays of pixels * channels wherever neighbours are a
-// constant distance apart, so that any channel count fills the vectors.
+// Pooling 3x3 with padding 1, for the pools and for the mixed sum: values of both kinds, row by row, and of the maximum
+// also the position that it was taken from.
 #pragma once
 
 #include "cpu/context.h"
@@ -46,53 +42,6 @@ PN_INLINE void for_vectors(int64_t n, F f) {
   if (i < n) f(i, int(n - i));
 }
 
-// Reduces `count` horizontally neighbouring pixels, `channels` floats apart, to their sum, or to the maximum and its
-// column 0..2.
-template <bool Max, bool Positions, int Count>
-void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
-  for_vectors(n, [&](int64_t i, int lanes) {
-    __builtin_prefetch(x + i + kPoolAhead);
-    vec best = load_partial(x + i, lanes);
-    ivec column = ivec{} + first;
-    for (int k = 1; k < Count; k++) {
-      const vec v = load_partial(x + i + k * channels, lanes);
-      if constexpr (Max) {
-        const ivec better = beats(v, best);
-        best = better ? v : best;
-        if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
-      } else {
-        best += v;
-      }
-    }
-    store_partial(values + i, best, lanes);
-    if constexpr (Positions) store(columns + i, column);
-  });
-}
-
-// Combines the rows of reduced columns to n outputs.
-template <bool Max, bool Positions, int Count>
-void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float factor,
-                  float* y, uint8_t* positions) {
-  for_vectors(n, [&](int64_t i, int lanes) {
-    vec best = load_partial(values[0] + i, lanes);
-    ivec position{};
-    if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
-    for (int k = 1; k < Count; k++) {
-      const vec v = load_partial(values[k] + i, lanes);
-      if constexpr (Max) {
-        const ivec better = beats(v, best);
-        best = better ? v : best;
-        if constexpr (Positions) position = better ? load(columns[k] + i) + 3 * (first + k) : position;
-      } else {
-        best += v;
-      }
-    }
-    if constexpr (!Max) best *= splat(factor);
-    store_partial(y + i, best, lanes);
-    if constexpr (Positions) store_positions(positions + i, position, lanes);
-  });
-}
-
 struct PoolShape {
   int height, width, channels, stride;
 
@@ -102,14 +51,55 @@ struct PoolShape {
   int64_t out_row() const { return int64_t(out_width()) * channels; }
 };
 
-// The rows of one pooled image from row `first` on.
-template <bool Max, bool Positions>
-class PooledRows {
+// Reduces `count` horizontally neighbouring pixels, `channels` floats apart, to the maximum and its column 0..2.
+template <bool Positions, int Count>
+void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    __builtin_prefetch(x + i + kPoolAhead);
+    vec best = load_partial(x + i, lanes);
+    ivec column = ivec{} + first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(x + i + k * channels, lanes);
+      const ivec better = beats(v, best);
+      best = better ? v : best;
+      if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
+    }
+    store_partial(values + i, best, lanes);
+    if constexpr (Positions) store(columns + i, column);
+  });
+}
+
+// Combines the rows of reduced columns to n outputs.
+template <bool Positions, int Count>
+void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float* y,
+                  uint8_t* positions) {
+  for_vectors(n, [&](int64_t i, int lanes) {
+    vec best = load_partial(values[0] + i, lanes);
+    ivec position{};
+    if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
+    for (int k = 1; k < Count; k++) {
+      const vec v = load_partial(values[k] + i, lanes);
+      const ivec better = beats(v, best);
+      best = better ? v : best;
+      if constexpr (Positions) position = better ? load(columns[k] + i) + 3 * (first + k) : position;
+    }
+    store_partial(y + i, best, lanes);
+    if constexpr (Positions) store_positions(positions + i, position, lanes);
+  });
+}
+
+// The rows of the maxima of one image from row `first` on, not-a-number included. It is separable: every input row is
+// reduced horizontally once into a ring of three row buffers, and an output row combines up to three of them. Taking
+// the first maximum along the rows and then the first row with the largest value gives the first maximum in row-major
+// order. Rows are flat arrays of pixels * channels wherever neighbours are a constant distance apart, so that any
+// channel count fills the vectors.
+template <bool Positions>
+class MaximumRows {
  public:
   static int64_t bytes(const PoolShape& shape) { return (Positions ? 6 : 3) * pitch_of(shape) * 4; }
 
   // x: the image. memory: bytes() of it.
-  PooledRows(const PoolShape& shape, const float* x, int first, void* memory)
+  MaximumRows(const PoolShape& shape, const float* x, int first, void* memory)
       : shape_(shape),
         x_(x),
         values_(static_cast<float*>(memory)),
@@ -119,10 +109,9 @@ class PooledRows {
 
   // y: a row of pixels, [OW, C]. positions [OW, C]: of the maximum in its window, 0..8 in row-major order.
   void next(float* y, uint8_t* positions) {
-    const int oy = next_++, channels = shape_.channels, out_width = shape_.out_width();
     const int64_t pitch = pitch_of(shape_);
-    const Taps taps = taps_inside(oy, shape_.height, shape_.stride);
-    const int top = oy * shape_.stride - 1 + taps.first;
+    const Taps taps = taps_inside(next_, shape_.height, shape_.stride);
+    const int top = next_++ * shape_.stride - 1 + taps.first;
     const float* values[3];
     const int32_t* columns[3];
     for (int k = 0; k < taps.count; k++) {
@@ -131,17 +120,10 @@ class PooledRows {
       columns[k] = columns_ + slot;
     }
     for (; reduced_ < top + taps.count; reduced_++) reduce_row(reduced_, reduced_ % 3 * pitch);
-    const auto combine = taps.count == 3   ? combine_rows<Max, Positions, 3>
-                         : taps.count == 2 ? combine_rows<Max, Positions, 2>
-                                           : combine_rows<Max, Positions, 1>;
-    if (Max) return combine(values, columns, taps.first, shape_.out_row(), 1, y, positions);
-    for (int ox = 0, run; ox < out_width; ox += run) {
-      run = ox == 1 && out_width > 2 ? out_width - 2 : 1;  // all inner windows have three columns
-      const int count = taps.count * taps_inside(ox, shape_.width, shape_.stride).count;
-      combine(values, columns, taps.first, int64_t(run) * channels, 1.0f / float(count), y + int64_t(ox) * channels,
-              positions);
-      for (int k = 0; k < taps.count; k++) values[k] += int64_t(run) * channels;
-    }
+    const auto combine = taps.count == 3   ? combine_rows<Positions, 3>
+                         : taps.count == 2 ? combine_rows<Positions, 2>
+                                           : combine_rows<Positions, 1>;
+    combine(values, columns, taps.first, shape_.out_row(), y, positions);
   }
 
  private:
@@ -156,9 +138,9 @@ class PooledRows {
       const Taps taps = taps_inside(ox, shape_.width, stride);
       const float* first = x_ + row * shape_.row() + int64_t(ox * stride - 1 + taps.first) * channels;
       const int64_t out = slot + int64_t(ox) * channels, n = int64_t(run) * channels;
-      const auto reduce = taps.count == 3   ? reduce_columns<Max, Positions, 3>
-                          : taps.count == 2 ? reduce_columns<Max, Positions, 2>
-                                            : reduce_columns<Max, Positions, 1>;
+      const auto reduce = taps.count == 3   ? reduce_columns<Positions, 3>
+                          : taps.count == 2 ? reduce_columns<Positions, 2>
+                                            : reduce_columns<Positions, 1>;
       reduce(first, channels, taps.first, n, values_ + out, columns_ + out);
     }
   }
@@ -229,5 +211,24 @@ bool pool_row(const PoolShape& shape, const float* x, float* maxima, float* aver
 template <bool Max, bool Avg>
 constexpr decltype(&pool_row<1, Max, Avg>) pool_row_functions[3] = {pool_row<1, Max, Avg>, pool_row<2, Max, Avg>,
                                                                     pool_row<3, Max, Avg>};
+
+// The pooled values of `count` rows from row `first` on: maxima and averages [count, OW, C], each null if not wanted.
+// x: the image. memory: of MaximumRows<false>.
+inline void pool_rows(const PoolShape& shape, const float* x, int first, int count, void* memory, float* maxima,
+                      float* averages) {
+  const auto functions = maxima && averages ? pool_row_functions<true, true>
+                         : maxima           ? pool_row_functions<true, false>
+                                            : pool_row_functions<false, true>;
+  const auto row = [&](float* rows, int i) { return rows ? rows + i * shape.out_row() : nullptr; };
+  bool finite = true;
+  for (int i = 0; i < count; i++) {
+    const Taps taps = taps_inside(first + i, shape.height, shape.stride);
+    const float* top = x + ((first + i) * shape.stride - 1 + taps.first) * shape.row();
+    finite &= functions[taps.count - 1](shape, top, row(maxima, i), row(averages, i));
+  }
+  if (finite) return;
+  MaximumRows<false> rows(shape, x, first, memory);
+  for (int i = 0; i < count; i++) rows.next(maxima + i * shape.out_row(), nullptr);
+}
 
 }  // namespace pn::PN_NAMESPACE

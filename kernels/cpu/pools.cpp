@@ -62,15 +62,18 @@ PoolShape shape_of(const pn_pool* a) { return {a->height, a->width, a->channels,
 int64_t pooled_floats(const PoolShape& shape) { return (shape.out_row() + 15) / 16 * 16; }
 
 template <bool Max>
-void forward_image(const pn_pool* a, int64_t image, void* memory) {
+void pool_row(const PoolShape& shape, const float* x, int row, void* memory, float* y) {
+  pool_rows(shape, x, row, 1, memory, Max ? y : nullptr, Max ? nullptr : y);
+}
+
+template <bool Max>
+void forward_image(const pn_pool* a, int64_t image, float* memory) {
   const PoolShape shape = shape_of(a);
   const int out_height = shape.out_height(), out_width = shape.out_width(), channels = a->channels;
-  const int64_t out_row = shape.out_row();
-  PooledRows<Max, false> rows(shape, a->x + image * a->height * shape.row(), 0,
-                              static_cast<float*>(memory) + pooled_floats(shape));
+  const float* x = a->x + image * a->height * shape.row();
   for (int oy = 0; oy < out_height; oy++) {
-    float* y = a->y ? a->y + (image * out_height + oy) * out_row : static_cast<float*>(memory);
-    rows.next(y, nullptr);
+    float* y = a->y ? a->y + (image * out_height + oy) * shape.out_row() : memory;
+    pool_row<Max>(shape, x, oy, memory + pooled_floats(shape), y);
     if (!a->statistics) continue;
     float* mean = a->statistics + image * 2 * channels;
     add_statistics(y, int64_t(oy) * out_width, out_width, channels, mean, mean + channels);
@@ -199,14 +202,19 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
   const int channels = a->channels, stride = a->stride, width = a->width, out_height = shape.out_height();
   const GradientRing ring(a, memory);
   float* y = reinterpret_cast<float*>(memory + GradientRing::bytes(a));
-  PooledRows<Max, Max> pooled(shape, a->x + image * a->height * shape.row(), 0, y + pooled_floats(shape));
+  float* pool_memory = y + pooled_floats(shape);
+  const float* x = a->x + image * a->height * shape.row();
+  MaximumRows<true> maxima(shape, x, 0, pool_memory);
   const bool needs_y = any_coefficients(a);
   float* dx = a->dx + image * a->height * width * channels;
   int ready = 0;  // output rows whose gradients have been in the ring
   for (int iy = 0; iy < a->height; iy++) {
     const Containing rows = windows_of(iy, out_height, stride);
     for (; ready < rows.first + rows.count; ready++) {
-      if (Max || needs_y) pooled.next(y, ring.argmax + ready % 3 * ring.pitch + channels);
+      if (Max)
+        maxima.next(y, ring.argmax + ready % 3 * ring.pitch + channels);
+      else if (needs_y)
+        pool_row<false>(shape, x, ready, pool_memory, y);
       gradient_row<Max>(a, image, ready, needs_y ? y : nullptr, ring);
     }
     for (int phase = 0; phase < min(stride, width); phase++, dx += channels) {
@@ -233,14 +241,13 @@ int32_t check(const pn_pool* a, const char* name) {
   return PN_OK;
 }
 
-// What the first rows are computed from, as far as PooledRows prefetches nothing itself.
+// What the first rows are computed from, as far as pooling prefetches nothing itself.
 void reads_first(const void* args, const void*, int64_t image, Ahead* next) {
   const pn_pool* a = static_cast<const pn_pool*>(args);
   const int64_t size = int64_t(a->height) * a->width * a->channels;
   next[0] = {a->x + image * size, a->x + image * size + min<int64_t>(size, kPoolAhead)};
 }
 
-template <bool Max>
 int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
   const pn_pool* a = static_cast<const pn_pool*>(args);
   if (const int32_t status = check(a, name)) return status;
@@ -250,14 +257,14 @@ int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
             a->y || a->statistics ? a->variants : 0,
             false,
             0,
-            4 * pooled_floats(shape) + PooledRows<Max, false>::bytes(shape),
+            4 * pooled_floats(shape) + MaximumRows<false>::bytes(shape),
             0};
   return PN_OK;
 }
 
 template <bool Max>
 void run_forward(const CallImage& run) {
-  forward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<char*>(run.local));
+  forward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<float*>(run.local));
 }
 
 template <bool Max>
@@ -273,7 +280,7 @@ int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
             a->dx ? 1 : 0,
             false,
             0,
-            GradientRing::bytes(a) + 4 * pooled_floats(shape) + PooledRows<Max, Max>::bytes(shape),
+            GradientRing::bytes(a) + 4 * pooled_floats(shape) + MaximumRows<true>::bytes(shape),
             0};
   return PN_OK;
 }
@@ -285,12 +292,12 @@ void run_backward(const CallImage& run) {
 
 }  // namespace
 
-const GroupKernel max_pool_3x3_forward_kernel = {"max_pool_3x3_forward", check_forward<true>, nullptr,
-                                                 run_forward<true>,      reads_first,         nullptr};
+const GroupKernel max_pool_3x3_forward_kernel = {"max_pool_3x3_forward", check_forward, nullptr,
+                                                 run_forward<true>,      reads_first,   nullptr};
 const GroupKernel max_pool_3x3_backward_kernel = {"max_pool_3x3_backward", check_backward<true>, nullptr,
                                                   run_backward<true>,      reads_first,          nullptr};
-const GroupKernel avg_pool_3x3_forward_kernel = {"avg_pool_3x3_forward", check_forward<false>, nullptr,
-                                                 run_forward<false>,     reads_first,          nullptr};
+const GroupKernel avg_pool_3x3_forward_kernel = {"avg_pool_3x3_forward", check_forward, nullptr,
+                                                 run_forward<false>,     reads_first,   nullptr};
 const GroupKernel avg_pool_3x3_backward_kernel = {"avg_pool_3x3_backward", check_backward<false>, nullptr,
                                                   run_backward<false>,     reads_first,           nullptr};
 

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 #define PN_API __attribute__((visibility("default")))
-#define PN_ABI_VERSION 1
+#define PN_ABI_VERSION 2
 
 enum pn_status { PN_OK = 0, PN_INVALID_ARGUMENT = 1, PN_OUT_OF_MEMORY = 2, PN_NOT_SUPPORTED = 3 };
 

@@ -42,6 +42,8 @@ public unsafe partial class CudaBackend : Backend
         _stream = _context.CreateStream();
         _staging = [new Staging(_context), new Staging(_context)];
         (_timingStart, _timingEnd) = (_context.CreateEvent(), _context.CreateEvent());
+        _refusedLabel = (RefusedLabel*)_context.AllocateHostMemory(sizeof(RefusedLabel));
+        *_refusedLabel = default;
     }
 
     /// <summary>For <see cref="CudaLaunchCounter"/>, which has no device and overrides everything that would use it.</summary>
@@ -154,6 +156,7 @@ public unsafe partial class CudaBackend : Backend
                 _stream.CopyToHost((nint)target, address, bytes.Length);
             _stream.Synchronize();
         }
+        RefuseLabels();
     }
 
     public override void Zero(nint address, long bytes)
@@ -212,6 +215,7 @@ public unsafe partial class CudaBackend : Backend
         _timingEnd.Dispose();
         Free(_scratch);
         FreeCounters();
+        _context.FreeHostMemory((nint)_refusedLabel);
         foreach (var staging in _staging)
             staging.Dispose();
         foreach (var module in _modules.Values)

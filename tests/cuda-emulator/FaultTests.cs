@@ -482,7 +482,8 @@ public sealed partial class FaultTests(EmulatedDeviceFixture fixture) : IClassFi
 
     [EmulatedCudaTheory]
     [InlineData("foo.u32 a, a;", "unknown instruction 'foo.u32'", 6)]
-    [InlineData("add.rz.f32 f, f, f;", "unknown instruction 'add.rz.f32'", 6)]
+    [InlineData("div.rz.f32 f, f, f;", "unknown instruction 'div.rz.f32'", 6)]
+    [InlineData("add.cc.f32 f, f, f;", "unknown instruction 'add.cc.f32'", 6)]
     [InlineData("add.u32 a, a;", "'add.u32' has 3 operands, not 2", 6)]
     [InlineData("add.u64 a, a, a;", "'add.u64' has operands of sizes that it does not take", 6)]
     [InlineData("\n\n  bra nowhere;", "there is no label 'nowhere'", 8)]

@@ -3,6 +3,7 @@
 // instantiate what other files share, such as the standard library's templates, lest they get instructions that the
 // host lacks.
 #include <bit>
+#include <cfenv>
 #include <cfloat>
 #include <cmath>
 #include <cstdio>
@@ -333,6 +334,23 @@ Next move_predicate(Warp& w, Next i) {
   return i + 1;
 }
 
+// d = a + b + carry, or a - b - borrow. Operands: d, the carry out, a, b, the carry in.
+template <class T, bool SUBTRACTS>
+Next add_carrying(Warp& w, Next i) {
+  const Source<T> a(w, i->operand[2]), b(w, i->operand[3]);
+  const Source<bool> in(w, i->operand[4]);
+  const auto sum = [=](int lane) {
+    return T(SUBTRACTS ? a[lane] - b[lane] - T(in[lane]) : a[lane] + b[lane] + T(in[lane]));
+  };
+  const uint32_t out = mask_of([=](int lane) {
+    const T less = SUBTRACTS ? a[lane] : sum(lane), more = SUBTRACTS ? b[lane] : a[lane];
+    return less < more || (in[lane] && less == more);
+  });
+  write<T>(w, i->operand[0], sum);
+  write_predicate(w, i->operand[1], out);
+  return i + 1;
+}
+
 void define_integers(const Definitions& define) {
   const auto for_type = [&]<class T>(T) {
     const char* const t = type_name<T>;
@@ -385,6 +403,11 @@ void define_integers(const Definitions& define) {
   define.operation<int32_t, int32_t, int32_t>("add.sat.s32", [](int32_t a, int32_t b) { return Saturated{}(a, b, 1); });
   define.operation<int32_t, int32_t, int32_t>("sub.sat.s32",
                                               [](int32_t a, int32_t b) { return Saturated{}(a, b, -1); });
+
+  define.table.add("add.carrying.32", "", add_carrying<uint32_t, false>);
+  define.table.add("add.carrying.64", "", add_carrying<uint64_t, false>);
+  define.table.add("sub.carrying.32", "", add_carrying<uint32_t, true>);
+  define.table.add("sub.carrying.64", "", add_carrying<uint64_t, true>);
 
   const auto for_bits = [&]<class T>(T, const char* t) {
     define.operation<T, T, T>(Spelling("and.%s", t), [](T a, T b) { return T(a & b); });
@@ -462,17 +485,42 @@ void define_moves(const Definitions& define) {
 
 // --- Floating point ---
 
-template <class T, class F, class... A>
-void define_float(const Definitions& define, const char* name, const char* rounding, F, Cost cost) {
-  const char* const t = type_name<T>;
-  for (const char* r : {rounding, ""}) {
-    define.operation<T, A...>(Spelling("%s%s.%s", name, r, t), F{}, cost);
-    if constexpr (std::is_same_v<T, float>) {
-      define.operation<T, A...>(Spelling("%s%s.ftz.%s", name, r, t), Flushing<F>{}, cost);
-      define.operation<T, A...>(Spelling("%s%s.sat.%s", name, r, t), Saturating<F>{}, cost);
-      define.operation<T, A...>(Spelling("%s%s.ftz.sat.%s", name, r, t), Saturating<Flushing<F>>{}, cost);
-    }
+// With the host's own rounding: what comes between the two changes of it has operands and a result that the compiler
+// cannot know, and stays there.
+template <class F, int DIRECTION>
+struct Rounded {
+  template <class... A>
+  auto operator()(A... a) const {
+    const int before = fegetround();
+    fesetround(DIRECTION);
+    (hide(a), ...);
+    auto result = F{}(a...);
+    hide(result);
+    fesetround(before);
+    return result;
   }
+  template <class T>
+  static void hide(T& value) {
+    asm volatile("" : "+m"(value) : : "memory");
+  }
+};
+
+template <class T, class F, class... A>
+void define_float(const Definitions& define, const char* name, F, Cost cost) {
+  const char* const t = type_name<T>;
+  const auto rounded = [&]<class R>(const char* r, R) {
+    define.operation<T, A...>(Spelling("%s%s.%s", name, r, t), R{}, cost);
+    if constexpr (std::is_same_v<T, float>) {
+      define.operation<T, A...>(Spelling("%s%s.ftz.%s", name, r, t), Flushing<R>{}, cost);
+      define.operation<T, A...>(Spelling("%s%s.sat.%s", name, r, t), Saturating<R>{}, cost);
+      define.operation<T, A...>(Spelling("%s%s.ftz.sat.%s", name, r, t), Saturating<Flushing<R>>{}, cost);
+    }
+  };
+  rounded("", F{});
+  rounded(".rn", F{});
+  rounded(".rz", Rounded<F, FE_TOWARDZERO>{});
+  rounded(".rm", Rounded<F, FE_DOWNWARD>{});
+  rounded(".rp", Rounded<F, FE_UPWARD>{});
 }
 
 // The approximate functions are computed exactly rounded, or nearly so.
@@ -490,11 +538,11 @@ void define_floats(const Definitions& define) {
     const auto subtract = [](T a, T b) { return a - b; };
     const auto multiply = [](T a, T b) { return a * b; };
     const auto multiply_add = [](T a, T b, T c) { return std::fma(a, b, c); };
-    define_float<T, decltype(add), T, T>(define, "add", ".rn", add, single ? FLOAT : PLAIN);
-    define_float<T, decltype(subtract), T, T>(define, "sub", ".rn", subtract, single ? FLOAT : PLAIN);
-    define_float<T, decltype(multiply), T, T>(define, "mul", ".rn", multiply, single ? FLOAT : PLAIN);
-    define_float<T, decltype(multiply_add), T, T, T>(define, "fma", ".rn", multiply_add, single ? MULTIPLY_ADD : PLAIN);
-    define_float<T, decltype(multiply_add), T, T, T>(define, "mad", ".rn", multiply_add, single ? MULTIPLY_ADD : PLAIN);
+    define_float<T, decltype(add), T, T>(define, "add", add, single ? FLOAT : PLAIN);
+    define_float<T, decltype(subtract), T, T>(define, "sub", subtract, single ? FLOAT : PLAIN);
+    define_float<T, decltype(multiply), T, T>(define, "mul", multiply, single ? FLOAT : PLAIN);
+    define_float<T, decltype(multiply_add), T, T, T>(define, "fma", multiply_add, single ? MULTIPLY_ADD : PLAIN);
+    define_float<T, decltype(multiply_add), T, T, T>(define, "mad", multiply_add, single ? MULTIPLY_ADD : PLAIN);
     define.operation<T, T, T>(Spelling("div.rn.%s", t), [](T a, T b) { return a / b; });
     define.operation<T, T>(Spelling("rcp.rn.%s", t), [](T a) { return T(1) / a; });
     define.operation<T, T>(Spelling("sqrt.rn.%s", t), [](T a) { return std::sqrt(a); });

@@ -14,31 +14,55 @@ struct Launch {
   float* d_weight;                       // partial sums of every group of tiles
   int32_t out_height, out_width, tiles;  // tiles of an image
   int32_t depth;                         // KH * KW * Cin
+  int32_t staged;                        // floats of shared memory for stage_rows(), a multiple of 4, or 0
   int32_t columns, groups;               // gradient of weights: output channels of a block, groups of tiles
 };
 
-// Where the window of an output pixel begins, and its image; the image is null where there is no pixel.
+// Pixels of, say, three channels are no quads. So that they are not read one value at a time, and again for every tap,
+// the rows of x that the windows of output pixels first to last (numbered through all images) reach are copied to
+// `memory` as they lie, where they fit into it: they are one stretch. Returns where x would begin for a reader of the
+// copy, or x itself. All threads take part.
+PN_DEVICE const float* stage_rows(const Launch& l, float* memory, int64_t first, int64_t last) {
+  if (l.staged == 0 || !is_aligned16(l.a.x)) return l.a.x;
+  const int height = l.a.height, pixels = l.out_height * l.out_width;
+  const int64_t image0 = first / pixels, image1 = last / pixels, line = int64_t(l.a.width) * l.a.in_channels;
+  const int top = int(first - image0 * pixels) / l.out_width * l.a.stride_h - l.a.padding_h;
+  const int bottom = int(last - image1 * pixels) / l.out_width * l.a.stride_h - l.a.padding_h + l.a.kernel_h;
+  const int64_t begin = (image0 * height + min(max(top, 0), height)) * line & ~int64_t(3);
+  const int64_t end = (image1 * height + min(max(bottom, 0), height)) * line;
+  if (end - begin > l.staged) return l.a.x;
+  const float* from = l.a.x + begin;
+  const int count = int(end - begin);
+#pragma unroll 1
+  for (int i = thread_index().x * 4; i < count; i += block_extent().x * 4)
+    store4_shared(memory + i, load_channels(from + i, count - i, count - i >= 4));
+  barrier();
+  return memory - begin;
+}
+
+// Where the window of an output pixel begins: its image (of x or of its copy), a row, and a place in the row, in
+// floats. No tap of a window that there is not lies inside the image.
 struct Window {
-  const float* image;
-  int y, x;
+  const float* image = nullptr;
+  int row = -(1 << 30), place = 0;
 };
 
-PN_DEVICE Window window_of(const Launch& l, int64_t image, int pixel) {
+PN_DEVICE Window window_of(const Launch& l, const float* x, int64_t image, int pixel) {
   const int row = pixel / l.out_width, column = pixel - row * l.out_width;
-  return {l.a.x + image * l.a.height * l.a.width * l.a.in_channels, row * l.a.stride_h - l.a.padding_h,
-          column * l.a.stride_w - l.a.padding_w};
+  return {x + image * l.a.height * l.a.width * l.a.in_channels, row * l.a.stride_h - l.a.padding_h,
+          (column * l.a.stride_w - l.a.padding_w) * l.a.in_channels};
 }
 
 // Values k and, where `aligned`, the three after it of the windows, rectified if asked for: value k is the one that
-// row k of the weights multiplies.
+// row k of the weights multiplies. The values of a row of the kernel lie side by side.
 PN_DEVICE void load_values(float4 (&v)[kLoads], const Launch& l, const Window (&windows)[kLoads], int k, bool aligned) {
-  const int tap = k / l.a.in_channels, channel = k - tap * l.a.in_channels;
-  const int ky = tap / l.a.kernel_w, kx = tap - ky * l.a.kernel_w;
+  const int taps = l.a.kernel_w * l.a.in_channels, line = l.a.width * l.a.in_channels;
+  const int ky = k / taps, kx = k - ky * taps;
 #pragma unroll
   for (int u = 0; u < kLoads; u++) {
-    const int y = windows[u].y + ky, x = windows[u].x + kx;
-    const bool inside = windows[u].image && k < l.depth && y >= 0 && y < l.a.height && x >= 0 && x < l.a.width;
-    const float* from = windows[u].image + (int64_t(y) * l.a.width + x) * l.a.in_channels + channel;
+    const int row = windows[u].row + ky, place = windows[u].place + kx;
+    const bool inside = k < l.depth && row >= 0 && row < l.a.height && place >= 0 && place < line;
+    const float* from = windows[u].image + int64_t(row) * line + place;
     v[u] = load_channels(from, inside ? (aligned ? 4 : 1) : 0, aligned);
     if (l.a.relu) v[u] = make4(relu(v[u].x), relu(v[u].y), relu(v[u].z), relu(v[u].w));
   }
@@ -78,14 +102,17 @@ PN_DEVICE void forward(const Launch& l) {
   const int pixels = l.out_height * l.out_width, first = int(block_index().x - image * l.tiles) * block_extent().x;
   const int count = min(block_extent().x, pixels - first), column0 = block_index().y * kColumns;
   ForwardSource<kColumns> source = {l, {}, column0, min(kColumns, l.a.out_channels - column0), -kDepth};
+  float* staged = pn_shared + 2 * (block_extent().x * kDepth + kWeightFloats<kColumns>);
+  const int64_t pixel0 = image * pixels + first;
+  const float* x = stage_rows(l, staged, pixel0, pixel0 + count - 1);
 #pragma unroll
   for (int u = 0; u < kLoads; u++)
-    if (loaded_pixel(u) < count) source.windows[u] = window_of(l, image, first + loaded_pixel(u));
+    if (loaded_pixel(u) < count) source.windows[u] = window_of(l, x, image, first + loaded_pixel(u));
   Product<kColumns, kTf32> product;
   float* memory = multiply_chunks(product, source);
 
   const bool aligned = (l.a.out_channels & 3) == 0 && is_aligned16(l.a.y);
-  float* y = l.a.y + (image * pixels + first) * l.a.out_channels + column0;
+  float* y = l.a.y + pixel0 * l.a.out_channels + column0;
   const int t = fresh_thread_index();
   uint32_t valid = 0;
 #pragma unroll
@@ -188,6 +215,7 @@ PN_DEVICE void backward_input(const Launch& l) {
 PN_DEVICE void backward_weights(const Launch& l) {
   float* tile = pn_shared;
   float* dy = tile + block_extent().x * kDepth;
+  float* staged = dy + block_extent().x * l.columns;
   const PendingGradient gradient = output_gradient(l);
   const int k = block_index().y * kDepth, column0 = block_index().z * l.columns;
   const int columns = min(l.columns, l.a.out_channels - column0), pixels = l.out_height * l.out_width;
@@ -197,11 +225,12 @@ PN_DEVICE void backward_weights(const Launch& l) {
   sum.clear();
   for (int64_t i = group * tiles / l.groups; i < (group + 1) * tiles / l.groups; i++) {
     const int64_t first = i * threads;
-    Window windows[kLoads] = {};
+    const float* x = stage_rows(l, staged, first, min(first + threads, count) - 1);
+    Window windows[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; u++) {
       const int64_t q = first + loaded_pixel(u), image = q / pixels;
-      if (q < count) windows[u] = window_of(l, image, int(q - image * pixels));
+      if (q < count) windows[u] = window_of(l, x, image, int(q - image * pixels));
     }
     float4 v[kLoads];
     load_input(v, l, windows, k);

@@ -230,24 +230,22 @@ PN_DEVICE float* multiply_chunks(Product<kColumns, kTf32>& product, Source& sour
   const int tile_floats = block_extent().x * kDepth;
   float* tiles = pn_shared;
   float* weights = tiles + 2 * tile_floats;
-  float4 v[kLoads];
   product.clear();
-  source.next();
-  source.load_weights(weights);
-  source.load_pixels(v);
-  store_tile(tiles, v);
-  for (int buffer = 0;; buffer ^= 1) {
-    copies_done();
-    barrier();
-    const bool more = source.next();
+  bool more = source.next();
+  for (int buffer = 0, loaded = 0;; buffer ^= 1, loaded = 1) {
+    float4 v[kLoads];
     if (more) {
-      source.load_weights(weights + (buffer ^ 1) * kWeightFloats<kColumns>);
+      source.load_weights(weights + buffer * kWeightFloats<kColumns>);
       if (kColumns < 64) source.load_pixels(v);
     }
-    product.add(tiles + buffer * tile_floats, 31, weights + buffer * kWeightFloats<kColumns>, kDepth);
-    if (!more) return tiles + (buffer ^ 1) * tile_floats;
+    if (loaded)
+      product.add(tiles + (buffer ^ 1) * tile_floats, 31, weights + (buffer ^ 1) * kWeightFloats<kColumns>, kDepth);
+    if (!more) return tiles + buffer * tile_floats;
     if (kColumns == 64) source.load_pixels(v);  // its sums leave no registers for what is loaded ahead
-    store_tile(tiles + (buffer ^ 1) * tile_floats, v);
+    store_tile(tiles + buffer * tile_floats, v);
+    copies_done();
+    barrier();
+    more = source.next();
   }
 }
 

@@ -56,9 +56,10 @@ PN_DEVICE void forward(const MixedSum& launch) {
     // A term is not read where its weight is zero: its operation did not run.
     float weight[Variants];
     bool live = false;
+    const float* weights = a.weights + int64_t(variant) * a.weight_stride + term.weight_index;
     for (int v = 0; v < Variants; v++) {
       const bool inside = variant + v < a.variants;
-      weight[v] = !inside ? 0 : a.weights ? a.weights[int64_t(variant + v) * a.weight_stride + term.weight_index] : 1;
+      weight[v] = !inside ? 0 : a.weights ? weights[v * a.weight_stride] : 1;
       live |= weight[v] != 0;
     }
     if (!live) continue;

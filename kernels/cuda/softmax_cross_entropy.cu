@@ -13,13 +13,31 @@ PN_DEVICE T sum_lanes(T value) {
   return value;
 }
 
+// A label outside the classes: the kernel refuses its arguments, which the host only sees by looking here.
+struct RefusedLabel {
+  int32_t image, label, classes;  // classes 0: nothing was refused
+};
+
+struct Launch {
+  pn_softmax_cross_entropy a;
+  RefusedLabel* refused;  // the host's memory
+};
+
 struct Outcome {
   double loss;
   int correct;
 };
 
-// All lanes get the outcome. A label outside the classes gives a loss and a gradient that are not a number, where they
-// are noticed: the host does not see the labels.
+// The first image whose label lies outside the classes, or `images`. All lanes get it.
+PN_DEVICE int first_refused(const pn_softmax_cross_entropy& a, int lane) {
+  int first = a.images;
+  for (int image = lane; image < a.images; image += kLanes)
+    if (a.labels[image] < 0 || a.labels[image] >= a.classes) first = min(first, image);
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) first = min(first, shuffle_xor(first, mask));
+  return first;
+}
+
+// All lanes get the outcome.
 PN_DEVICE Outcome evaluate(const pn_softmax_cross_entropy& a, const float* logits, int label, float* dlogits,
                            int lane) {
   const int classes = a.classes;
@@ -44,12 +62,11 @@ PN_DEVICE Outcome evaluate(const pn_softmax_cross_entropy& a, const float* logit
   sum = sum_lanes(sum);
   logit_sum = sum_lanes(logit_sum);
   const double log_sum = log_positive(sum);
-  const bool valid = label >= 0 && label < classes;
-  double loss = log_sum - (valid ? double(logits[label]) - double(largest) : __builtin_nan(""));
+  double loss = log_sum - (double(logits[label]) - double(largest));
   // Without smoothing an infinite logit of another class must not turn the loss into not-a-number.
   if (smoothing != 0) loss = (1 - smoothing) * loss + smoothing * (log_sum - logit_sum / classes);
   if (dlogits) {
-    const double factor = valid ? double(a.scale) / a.images : __builtin_nan("");
+    const double factor = double(a.scale) / a.images;
     for (int k = lane; k < classes; k += kLanes) {
       const double target = (k == label ? 1 - smoothing : 0) + smoothing / classes;
       dlogits[k] = float(factor * (exp_negative(double(logits[k]) - double(largest)) / sum - target));
@@ -62,10 +79,17 @@ PN_DEVICE Outcome evaluate(const pn_softmax_cross_entropy& a, const float* logit
 
 }  // namespace pn
 
-PN_KERNEL __launch_bounds__(pn::kThreads) softmax_cross_entropy(const pn_softmax_cross_entropy a) {
+PN_KERNEL __launch_bounds__(pn::kThreads) softmax_cross_entropy(const pn::Launch launch) {
   __shared__ pn::Outcome outcomes[pn::kWarps];
+  const pn_softmax_cross_entropy& a = launch.a;
   const int lane = pn::thread_index().x % pn::kLanes, warp = pn::thread_index().x / pn::kLanes;
   const int64_t first = int64_t(pn::block_index().x) * a.images;
+  const int refused = pn::first_refused(a, lane);
+  if (refused < a.images) {
+    if (pn::block_index().x == 0 && pn::thread_index().x == 0)
+      *launch.refused = {refused, a.labels[refused], a.classes};
+    return;
+  }
   pn::Outcome total{};
   for (int image = warp; image < a.images; image += pn::kWarps) {
     const int64_t row = first + image;

@@ -58,9 +58,10 @@ public sealed partial class FaultTests(EmulatedDeviceFixture fixture) : IClassFi
             "uninitialised read", EmulatedDevice.IllegalAddress, (0, 0, 0), (4, 0, 0), "16 bytes into an allocation of 64 bytes",
             """
               ld.param.u64 address, [unwritten];
-              st.global.v4.u32 [address], {tid, tid, tid, tid};
+              setp.eq.u32 q, block, 0;
+              @q st.global.v4.u32 [address], {tid, tid, tid, tid};
               add.u64 address, address, offset;
-              setp.lt.u32 p, tid, 6;
+              setp.lt.and.u32 p, tid, 6, q;
               @p ld.global.u32 a, [address]; // here
             """),
         ["a load of shared memory that nobody wrote"] = new(
@@ -186,6 +187,95 @@ public sealed partial class FaultTests(EmulatedDeviceFixture fixture) : IClassFi
               add.u64 address, address, offset;
               cp.async.cg.shared.global [address], [wide], 16; // here
             """),
+        ["two blocks that add to the same word"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (5, 0, 0),
+            "the thread reads 4 bytes 8 bytes into an allocation of 416 bytes, which block (0,0,0) wrote in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, tid, 5;
+              @p ld.global.u32 a, [address+8]; // here
+              add.u32 a, a, 1;
+              @p st.global.u32 [address+8], a;
+            """),
+        ["two blocks that write the same word"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (33, 0, 0), "writes 16 bytes 16 bytes into an allocation of 416 bytes, which block (0,0,0) wrote",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, block, 0;
+              setp.eq.and.u32 q, tid, 7, p;
+              @q st.global.u32 [address+24], 1;
+              setp.eq.and.u32 q, tid, 33, !p;
+              @q st.global.v4.u32 [address+16], {a, a, a, a}; // here
+            """),
+        ["a block that writes what another reads"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (7, 0, 0), "which block (0,0,0) read in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, block, 0;
+              @p ld.global.u32 a, [address+12];
+              setp.eq.and.u32 q, tid, 7, !p;
+              @q st.global.u32 [address+12], tid; // here
+            """),
+        ["a copy from what another block writes"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "which block (0,0,0) wrote in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, block, 0;
+              @p st.global.u32 [address+4], 1;
+              @!p cp.async.ca.shared.global [tile64], [address], 8; // here
+              cp.async.wait_all;
+            """),
+        ["a plain read of a word that other blocks update"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "which several blocks updated in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, tid, 0;
+              @p red.global.add.u32 [address], 1;
+              setp.eq.and.u32 q, block, 1, p;
+              @q ld.global.u32 a, [address]; // here
+            """),
+        ["an update of a word that another block reads"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "updates 4 bytes 0 bytes into an allocation of 416 bytes, which block (0,0,0) read",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, block, 0;
+              @p ld.global.u32 a, [address];
+              @!p red.global.add.u32 [address], 1; // here
+            """),
+        ["a last block without a fence before it is counted"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "which block (0,0,0) wrote in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, tid, 0;
+              @p st.global.u32 [array+100], tid;
+              @p atom.global.add.u32 a, [address], 1;
+              membar.gl;
+              setp.eq.and.u32 q, a, 1, p;
+              @q ld.global.u32 b, [address+100]; // here
+            """),
+        ["a last block without a fence after it is counted"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "which block (0,0,0) wrote in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, tid, 0;
+              @p st.global.u32 [array+100], tid;
+              membar.gl;
+              @p atom.global.add.u32 a, [address], 1;
+              setp.eq.and.u32 q, a, 1, p;
+              @q ld.global.u32 b, [address+100]; // here
+            """),
+        ["a last block that reads what is written after the count"] = new(
+            "race between blocks", EmulatedDevice.LaunchFailed, (1, 0, 0), (0, 0, 0), "which block (0,0,0) wrote in the same launch",
+            """
+              ld.param.u64 address, [array_];
+              setp.eq.u32 p, tid, 0;
+              membar.gl;
+              @p atom.global.add.u32 a, [address], 1;
+              @p st.global.u32 [array+100], tid;
+              membar.gl;
+              setp.eq.and.u32 q, a, 1, p;
+              @q ld.global.u32 b, [address+100]; // here
+            """),
         ["a barrier that some threads of a warp reach"] = new(
             "barrier divergence", EmulatedDevice.LaunchFailed, (0, 0, 0), (5, 0, 0), "some threads of the warp",
             """
@@ -285,6 +375,81 @@ public sealed partial class FaultTests(EmulatedDeviceFixture fixture) : IClassFi
     }
 
     [EmulatedCudaFact]
+    public void The_last_block_may_use_what_all_left_behind_fences()
+    {
+        // Every block adds its number to a sum that is its own, and to one that all update; the last one adds up the former and sets the counter back.
+        const int blocks = 40;
+        var function = Device.Function(
+            """
+            .visible .entry k(.param .u64 array_)
+            {
+              .reg .pred p;
+              .reg .b32 a, sum, block, next;
+              .reg .b64 array, own, offset;
+              ld.param.u64 array, [array_];
+              mov.u32 block, %ctaid.x;
+              mul.wide.u32 offset, block, 4;
+              add.u64 own, array, offset;
+              st.global.u32 [own+12], block;
+              ld.global.u32 a, [own+12];
+              add.u32 a, a, block;
+              st.global.u32 [own+12], a;
+              red.global.add.u32 [array+8], block;
+              membar.gl;
+              atom.global.add.u32 a, [array], 1;
+              membar.gl;
+              setp.ne.u32 p, a, 39;
+              @p ret;
+              mov.u32 sum, 0;
+              mov.u32 next, 0;
+            add:
+              ld.global.u32 a, [array+12];
+              add.u32 sum, sum, a;
+              add.u64 array, array, 4;
+              add.u32 next, next, 1;
+              setp.lt.u32 p, next, 40;
+              @p bra add;
+              ld.param.u64 array, [array_];
+              st.global.u32 [array+4], sum;
+              st.global.u32 [array], 0;
+              ret;
+            }
+            """);
+        var array = Device.Upload<uint>(new uint[3 + blocks]);
+        const uint sum = blocks * (blocks - 1) / 2;
+        for (var launch = 1u; launch <= 2; launch++)
+        {
+            Device.Run(function, blocks, 1, array);
+            Assert.Equal([0, 2 * sum, launch * sum], Device.Download<uint>(array, 3));
+        }
+    }
+
+    [EmulatedCudaFact]
+    public void Blocks_may_share_what_they_only_read_and_the_bytes_of_a_word()
+    {
+        var function = Device.Function(
+            """
+            .visible .entry k(.param .u64 array_, .param .u64 bytes)
+            {
+              .reg .b32 a, block;
+              .reg .b64 array, own, offset;
+              ld.param.u64 array, [array_];
+              ld.param.u64 own, [bytes];
+              mov.u32 block, %ctaid.x;
+              cvt.u64.u32 offset, block;
+              add.u64 own, own, offset;
+              ld.global.u32 a, [array];
+              add.u32 a, a, block;
+              st.global.u8 [own], a;
+              ret;
+            }
+            """);
+        var bytes = Device.Upload<byte>(new byte[256]);
+        Device.Run(function, 256, 1, Device.Upload<uint>([3]), bytes);
+        Assert.Equal(Enumerable.Range(3, 256).Select(value => (byte)value), Device.Download<byte>(bytes, 256));
+    }
+
+    [EmulatedCudaFact]
     public void The_first_faulty_block_is_named_whichever_runs_first()
     {
         var function = Device.Function(
@@ -317,7 +482,8 @@ public sealed partial class FaultTests(EmulatedDeviceFixture fixture) : IClassFi
 
     [EmulatedCudaTheory]
     [InlineData("foo.u32 a, a;", "unknown instruction 'foo.u32'", 6)]
-    [InlineData("add.rz.f32 f, f, f;", "unknown instruction 'add.rz.f32'", 6)]
+    [InlineData("div.rz.f32 f, f, f;", "unknown instruction 'div.rz.f32'", 6)]
+    [InlineData("add.cc.f32 f, f, f;", "unknown instruction 'add.cc.f32'", 6)]
     [InlineData("add.u32 a, a;", "'add.u32' has 3 operands, not 2", 6)]
     [InlineData("add.u64 a, a, a;", "'add.u64' has operands of sizes that it does not take", 6)]
     [InlineData("\n\n  bra nowhere;", "there is no label 'nowhere'", 8)]

@@ -10,7 +10,7 @@ namespace PerturbNas.Tests.Emulator;
 /// </summary>
 public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixture<EmulatedDeviceFixture>
 {
-    private const int Threads = 256;
+    private const int Threads = 256, FixedBits = 1074;
     private const ulong Untouched = 0xdeadbeefcafef00d;
     private static readonly Dictionary<string, Case> Cases = All().ToDictionary(c => c.Name);
 
@@ -175,6 +175,13 @@ public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixt
         yield return Case.Of<T, T, T>($"mul.rn.{t}", (a, b) => a * b);
         yield return Case.Of<T, T, T, T>($"fma.rn.{t}", T.FusedMultiplyAdd);
         yield return Case.Of<T, T, T, T>($"mad.rn.{t}", T.FusedMultiplyAdd);
+        foreach (var r in "zmp")
+        {
+            yield return Case.Of<T, T, T>($"add.r{r}.{t}", (a, b) => Round(r, a + b, a, T.One, b));
+            yield return Case.Of<T, T, T>($"sub.r{r}.{t}", (a, b) => Round(r, a - b, a, T.One, -b));
+            yield return Case.Of<T, T, T>($"mul.r{r}.{t}", (a, b) => Round(r, a * b, a, b, T.Zero));
+            yield return Case.Of<T, T, T, T>($"fma.r{r}.{t}", (a, b, c) => Round(r, T.FusedMultiplyAdd(a, b, c), a, b, c));
+        }
         yield return Case.Of<T, T, T>($"div.rn.{t}", (a, b) => a / b);
         yield return Case.Of<T, T>($"rcp.rn.{t}", a => T.One / a);
         yield return Case.Of<T, T>($"sqrt.rn.{t}", T.Sqrt);
@@ -240,6 +247,24 @@ public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixt
         yield return Case.Of<uint, uint, uint>(
             "and, or, xor, not of predicates", (a, b) => ((a > 9 && b > 9) || !(a > 9 ^ b > 9)) ? 1u : 0,
             "setp.gt.u32 p, {1}, 9; setp.gt.u32 q, {2}, 9; and.pred r, p, q; xor.pred p, p, q; not.pred p, p; or.pred p, p, r; selp.u32 {0}, 1, 0, p;");
+        const string halves = "{{ .reg .b32 a, b, c, d; mov.b64 {{a, b}}, {1}; mov.b64 {{c, d}}, {2}; ";
+        yield return Case.Of<ulong, ulong, ulong>(
+            "add.cc.u32 and addc.u32", (a, b) => unchecked(a + b), halves + "add.cc.u32 a, a, c; addc.u32 b, b, d; mov.b64 {0}, {{a, b}}; }}");
+        yield return Case.Of<ulong, ulong, ulong>(
+            "sub.cc.u32 and subc.u32", (a, b) => unchecked(a - b), halves + "sub.cc.u32 a, a, c; subc.u32 b, b, d; mov.b64 {0}, {{a, b}}; }}");
+        yield return Case.Of<uint, ulong, ulong>(
+            "addc.cc.s32", (a, b) => ulong.MaxValue - a < b ? 1u : 0, halves + "add.cc.s32 a, a, c; addc.cc.s32 b, b, d; addc.s32 {0}, 0, 0; }}");
+        yield return Case.Of<uint, ulong, ulong>(
+            "subc.cc.s32", (a, b) => a < b ? ~0u : 0, halves + "sub.cc.s32 a, a, c; subc.cc.s32 b, b, d; subc.s32 {0}, 0, 0; }}");
+        yield return Case.Of<ulong, ulong, ulong, ulong>(
+            "add.cc.u64 and addc.s64", (a, b, c) => unchecked(c + (ulong.MaxValue - a < b ? 1u : 0)),
+            "{{ .reg .b64 low; add.cc.u64 low, {1}, {2}; addc.s64 {0}, {3}, 0; }}");
+        yield return Case.Of<ulong, ulong, ulong, ulong>(
+            "sub.cc.s64, subc.cc.u64 and subc.u64", (a, b, c) => a < b || (a == b && c > 5) ? ulong.MaxValue : 0,
+            "{{ .reg .b64 low; sub.cc.s64 low, 5, {3}; subc.cc.u64 low, {1}, {2}; subc.u64 {0}, 0, 0; }}");
+        yield return Case.Of<uint, uint, uint>(
+            "a carry that some lanes write anew", (a, b) => a <= b && uint.MaxValue - a < b ? 1u : 0,
+            "setp.gt.u32 p, {1}, {2}; add.cc.u32 x, {1}, {2}; @p add.cc.u32 y, 0, 0; addc.u32 {0}, 0, 0;");
         yield return Case.Of<ulong, uint, uint>("pack of two halves", (a, b) => ((ulong)b << 32) | a, "mov.b64 {0}, {{{1}, {2}}};");
         yield return Case.Of<uint, ulong>("halves of 64 bits", a => (uint)(a >> 32) - (uint)a, "mov.b64 {{x, y}}, {1}; sub.u32 {0}, y, x;");
         yield return Case.Of<uint, ushort, ushort>("pack of two quarters", (a, b) => ((uint)b << 16) | a, "mov.b32 {0}, {{{1}, {2}}};");
@@ -253,6 +278,8 @@ public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixt
         yield return Case.Of<float, float, float>("add.ftz.f32", (a, b) => Flush(Flush(a) + Flush(b)));
         yield return Case.Of<float, float, float>("mul.ftz.f32", (a, b) => Flush(Flush(a) * Flush(b)));
         yield return Case.Of<float, float, float, float>("fma.rn.ftz.f32", (a, b, c) => Flush(MathF.FusedMultiplyAdd(Flush(a), Flush(b), Flush(c))));
+        yield return Case.Of<float, float, float>("mul.rz.ftz.f32", (a, b) => Flush(Round('z', Flush(a) * Flush(b), Flush(a), Flush(b), 0)));
+        yield return Case.Of<float, float, float>("add.rp.sat.f32", (a, b) => Saturate(Round('p', a + b, a, 1, b)));
         yield return Case.Of<float, float, float>("add.sat.f32", (a, b) => Saturate(a + b));
         yield return Case.Of<float, float, float, float>("fma.rn.sat.f32", (a, b, c) => Saturate(MathF.FusedMultiplyAdd(a, b, c)));
         yield return Case.Of<uint, float, float>(
@@ -287,6 +314,28 @@ public sealed class InstructionTests(EmulatedDeviceFixture fixture) : IClassFixt
 
     private static IEnumerable<(char, Func<double, double>)> Roundings() =>
         [('n', Math.Round), ('z', Math.Truncate), ('m', Math.Floor), ('p', Math.Ceiling)];
+
+    /// <summary>a * b + c rounded toward zero (z), minus (m) or plus (p) infinity.</summary>
+    /// <param name="nearest">The same rounded to nearest.</param>
+    private static T Round<T>(char direction, T nearest, T a, T b, T c) where T : IBinaryFloatingPointIeee754<T>
+    {
+        if (!T.IsFinite(a) || !T.IsFinite(b) || !T.IsFinite(c))
+            return nearest;
+        var exact = (Fixed(a) * Fixed(b)) + (Fixed(c) << FixedBits);
+        var above = T.IsInfinity(nearest) ? T.Sign(nearest) : (Fixed(nearest) << FixedBits).CompareTo(exact);
+        return direction == 'm' || (direction == 'z' && exact.Sign > 0)
+            ? above > 0 ? T.BitDecrement(nearest) : nearest
+            : above < 0 ? T.BitIncrement(nearest) : nearest;
+    }
+
+    /// <summary>x * 2^FixedBits, which is an integer.</summary>
+    private static BigInteger Fixed<T>(T x) where T : IBinaryFloatingPointIeee754<T>
+    {
+        var bits = BitConverter.DoubleToInt64Bits(double.CreateChecked(x));
+        var (exponent, fraction) = ((int)(bits >> 52) & 0x7ff, bits & ((1L << 52) - 1));
+        var magnitude = exponent == 0 ? fraction : (BigInteger)(fraction | (1L << 52)) << (exponent - 1);
+        return bits < 0 ? -magnitude : magnitude;
+    }
 
     private static float Flush(float x) => float.IsSubnormal(x) ? MathF.CopySign(0, x) : x;
 

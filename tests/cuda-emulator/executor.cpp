@@ -6,16 +6,30 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "program.h"
 
 namespace emulator {
+
+// What the blocks of a kernel with atomics, which run in order, know of each other. A block that passes a fence and
+// then updates a word tells what it did and what it knows to whoever updates that word later and then passes a fence
+// ("the last block adds up what all have left"). What it does from then on counts as another block's, so that it gets a
+// number of its own.
+struct Meetings {
+  std::vector<uint64_t> blocks;                /* by number, from the launch's first: the index of the block */
+  std::map<uint64_t, std::set<uint32_t>> told; /* by the word's address: numbers */
+  std::set<uint32_t> heard, known;             /* by this block: before and behind its fence */
+};
+
 namespace {
 
 struct FaultException {
   Fault fault;
 };
+
+const char* const BLOCK_RACE = "race between blocks";
 
 Extent thread_of(const Worker& k, uint32_t linear) {
   const Extent& block = k.launch->block;
@@ -239,6 +253,8 @@ void prepare(WorkerMemory& m, const Kernel& kernel, const Launch& launch, const 
   k.memory_base = memory.base;
   k.memory_bytes = memory.size;
   k.memory_to_state = memory.to_state;
+  k.memory_to_writer = memory.to_writer;
+  k.memory_to_reader = memory.to_reader;
   k.thread_count = launch.block.x * launch.block.y * launch.block.z;
   k.warp_count = (k.thread_count + LANES - 1) / LANES;
   // Vector loops may touch up to a warp's accesses.
@@ -282,9 +298,28 @@ void set_states(uint8_t* states, const std::vector<PlacedVariable>& variables) {
 
 // --- A thread block ---
 
+Extent block_at(const Launch& launch, uint64_t index) {
+  const Extent& grid = launch.grid;
+  return {uint32_t(index % grid.x), uint32_t(index / grid.x % grid.y), uint32_t(index / grid.x / grid.y)};
+}
+
+// The block begins, or goes on, under a new number.
+void take_number(Worker& k, uint64_t index) {
+  k.tag = k.launch_tag + (uint32_t(k.meetings->blocks.size()) << BLOCK_SHIFT);
+  k.meetings->blocks.push_back(index);
+}
+
 void start_block(Worker& k, uint64_t index) {
-  const Extent& grid = k.launch->grid;
-  k.block = {uint32_t(index % grid.x), uint32_t(index / grid.x % grid.y), uint32_t(index / grid.x / grid.y)};
+  k.block = block_at(*k.launch, index);
+  k.fenced = false;
+  if (k.meetings) {
+    take_number(k, index);
+    k.meetings->heard.clear();
+    k.meetings->known.clear();
+  } else {
+    k.tag = k.launch_tag + (uint32_t(index) << BLOCK_SHIFT);
+  }
+  k.first_tag = k.tag;
   const Kernel& kernel = *k.kernel;
   memset(k.shared_state, NO_MEMORY, kernel.shared_window_bytes);
   set_states(k.shared_state, kernel.shared_variables);
@@ -477,6 +512,62 @@ void fail_race(const Warp& w, const Instruction* i, int lane, uint64_t address, 
            .c_str());
 }
 
+void pass_fence(Worker& k) {
+  k.fenced = true;
+  if (k.meetings) k.meetings->known.merge(k.meetings->heard);
+}
+
+void meet(Worker& k, uint64_t address) {
+  Meetings& m = *k.meetings;
+  std::set<uint32_t>& told = m.told[address];
+  m.heard.insert(told.begin(), told.end());
+  if (!k.fenced) return;
+  const uint32_t own = (k.tag - k.launch_tag) >> BLOCK_SHIFT;
+  m.known.insert(own);
+  told.insert(m.known.begin(), m.known.end());
+  take_number(k, m.blocks[own]);
+}
+
+// Has the block heard of what is in another's tag? Where several blocks have accessed the word, it must have heard of
+// all that ran before it.
+bool is_known(const Worker& k, uint32_t tag) {
+  if (!k.meetings) return false;
+  const Meetings& m = *k.meetings;
+  if (!(tag & MANY_BLOCKS)) return m.known.contains((tag - k.launch_tag) >> BLOCK_SHIFT);
+  const uint64_t block = m.blocks.back();
+  std::set<uint64_t> known{block};
+  for (const uint32_t number : m.known) known.insert(m.blocks[number]);
+  return known.size() == block + 1;
+}
+
+void check_order(const Warp& w, const Instruction* i, const Pattern& p, uint64_t first, uint32_t bytes, Access access) {
+  const Worker& k = *w.worker;
+  const auto check = [&](int lane, uint64_t address, uint32_t tag, const char* earlier) {
+    const bool is_own = tag >= k.first_tag && tag >> BLOCK_SHIFT <= k.tag >> BLOCK_SHIFT && !(tag & MANY_BLOCKS);
+    if (tag < k.launch_tag || is_own || is_known(k, tag)) return;
+    const uint32_t number = (tag - k.launch_tag) >> BLOCK_SHIFT;
+    const std::string who =
+        tag & MANY_BLOCKS ? "several blocks"
+                          : "block " + text(block_at(*k.launch, k.meetings ? k.meetings->blocks[number] : number));
+    const char* const actions[] = {"reads", "writes", "updates"};
+    fail(w, i, lane, BLOCK_RACE,
+         (std::string("the thread ") + actions[int(access)] + " " + std::to_string(bytes) + " bytes " +
+          k.memory->describe(address) + ", which " + who + " " + earlier + " in the same launch")
+             .c_str());
+  };
+  for (uint32_t m = w.active; m; m &= m - 1) {
+    const int lane = std::countr_zero(m);
+    const uint64_t start = first + uint64_t(p.relative[lane]);
+    for (uint64_t address = start; address < start + bytes; address += 4) {
+      const auto tag = [&](ptrdiff_t to_tag) { return *reinterpret_cast<const uint32_t*>(address + uint64_t(to_tag)); };
+      const uint32_t writer = tag(k.memory_to_writer);
+      if (access != Access::UPDATE || !(writer & UPDATED))
+        check(lane, start, writer, writer & UPDATED ? "updated" : "wrote");
+      if (access != Access::READ) check(lane, start, tag(k.memory_to_reader), "read");
+    }
+  }
+}
+
 const Pattern& learn_pattern(Patterns& patterns, const uint64_t* addresses, const Warp& w, uint32_t bytes) {
   patterns.latest = (patterns.latest + 1) % 4;
   Pattern& p = patterns.pattern[patterns.latest];
@@ -613,19 +704,27 @@ const InstructionTable& instruction_table() {
   return table;
 }
 
-bool run(Kernel& kernel, const Launch& launch, Memory& memory, Fault& fault) {
-  static std::mutex one_at_a_time;
-  std::lock_guard lock(one_at_a_time);
+namespace {
+
+// Runs all blocks on `count` host threads. False: one did something wrong, `fault` says what the first one did.
+bool run_blocks(Kernel& kernel, const Launch& launch, Memory& memory, unsigned count, Fault& fault) {
   static std::vector<std::unique_ptr<WorkerMemory>> workers;
+  static uint32_t next_number = 1; /* of a block, through all launches */
   const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
-  const unsigned count = kernel.serial ? 1 : unsigned(std::min<uint64_t>(threads().size(), blocks));
   while (workers.size() < count) workers.push_back(std::make_unique<WorkerMemory>());
+  if (next_number + blocks > MAX_BLOCK) {
+    memory.forget_accesses();
+    next_number = 1;
+  }
+  Meetings meetings;
   std::atomic<uint64_t> next_block = 0, faulty_block = ~uint64_t(0);
   std::vector<Fault> faults(count);
   std::vector<uint64_t> fault_blocks(count, ~uint64_t(0));
   threads().run(count, [&](unsigned thread) {
     WorkerMemory& m = *workers[thread];
     prepare(m, kernel, launch, memory);
+    m.worker.launch_tag = next_number << BLOCK_SHIFT;
+    m.worker.meetings = kernel.serial ? &meetings : nullptr;
     // Blocks before a faulty one run to their end, so that the first fault is found whatever the number of threads.
     for (uint64_t block; (block = next_block.fetch_add(1)) < blocks && block < faulty_block.load();) {
       try {
@@ -640,12 +739,29 @@ bool run(Kernel& kernel, const Launch& launch, Memory& memory, Fault& fault) {
       }
     }
   });
+  next_number += uint32_t(kernel.serial ? meetings.blocks.size() : blocks);
   kernel.counters.launches += 1;
   kernel.counters.blocks += blocks;
   kernel.counters.threads += blocks * launch.block.x * launch.block.y * launch.block.z;
   for (unsigned thread = 0; thread < count; ++thread) add_counters(kernel, workers[thread]->worker);
   if (faulty_block.load() == ~uint64_t(0)) return true;
   fault = faults[std::find(fault_blocks.begin(), fault_blocks.end(), faulty_block.load()) - fault_blocks.begin()];
+  return false;
+}
+
+}  // namespace
+
+bool run(Kernel& kernel, const Launch& launch, Memory& memory, Fault& fault) {
+  static std::mutex one_at_a_time;
+  std::lock_guard lock(one_at_a_time);
+  const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+  const unsigned count = kernel.serial ? 1 : unsigned(std::min<uint64_t>(threads().size(), blocks));
+  if (run_blocks(kernel, launch, memory, count, fault)) return true;
+  // Which of two blocks came second is chance: in order it is the same one every time.
+  Fault in_order;
+  if (count > 1 && fault.kind == BLOCK_RACE && !run_blocks(kernel, launch, memory, 1, in_order) &&
+      in_order.kind == BLOCK_RACE)
+    fault = in_order;
   return false;
 }
 

@@ -32,9 +32,10 @@ enum ByteState : uint8_t {
 };
 
 /*
- * Device memory: one reserved range of host addresses, so that a device address is a host address, and a second range
- * that holds the ByteState of every byte. Addresses of freed memory are handed out again only when the range is used
- * up, so that a use after free is seen. The gap behind every allocation is NO_MEMORY.
+ * Device memory: one reserved range of host addresses, so that a device address is a host address, a second range that
+ * holds the ByteState of every byte, and two more for the blocks that accessed every word (see program.h). Addresses of
+ * freed memory are handed out again only when the range is used up, so that a use after free is seen. The gap behind
+ * every allocation is NO_MEMORY.
  */
 class Memory {
  public:
@@ -60,10 +61,13 @@ class Memory {
   size_t in_use() const;
   void set_capacity(size_t bytes);
   size_t capacity() const;
+  /* No word was accessed by any block. */
+  void forget_accesses();
 
   uint64_t base = 0;
   size_t size = 0;
-  ptrdiff_t to_state = 0; /* from the address of a byte to that of its state */
+  ptrdiff_t to_state = 0;                 /* from the address of a byte to that of its state */
+  ptrdiff_t to_writer = 0, to_reader = 0; /* from the address of a word to those of its tags */
 
  private:
   struct Block {
@@ -81,7 +85,7 @@ class Memory {
 /* The first wrong thing that a kernel did. */
 struct Fault {
   std::string kind;    /* "out of bounds", "misaligned", "use after free", "uninitialised read", "read before the
-                          asynchronous copy was waited for", "shared-memory race", "barrier divergence", ... */
+                          asynchronous copy was waited for", "shared-memory race", "race between blocks", ... */
   std::string kernel;  /* its name */
   std::string message; /* what was accessed, where it lies relative to the nearest allocation, by whom before */
   uint32_t line = 0;   /* line of the PTX text, from 1 */

@@ -15,25 +15,24 @@ void* reserve(size_t bytes) {
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return address == MAP_FAILED ? nullptr : address;
 }
+
+// The bytes, their states, and the tags of writers and readers, which have four bytes for four.
+constexpr size_t RANGES = 4;
+
+void discard(uint64_t address, size_t bytes) { madvise(reinterpret_cast<void*>(address), bytes, MADV_DONTNEED); }
 }  // namespace
 
 Memory::Memory() {
-  void *bytes = nullptr, *states = nullptr;
-  for (size = size_t(64) << 30; size >= size_t(1) << 30; size /= 2) {
-    bytes = reserve(size);
-    states = bytes ? reserve(size) : nullptr;
-    if (states) break;
-    if (bytes) munmap(bytes, size);
-  }
-  if (!states) throw std::bad_alloc();
-  base = next = reinterpret_cast<uint64_t>(bytes);
-  to_state = static_cast<char*>(states) - static_cast<char*>(bytes);
+  void* ranges = nullptr;
+  for (size = size_t(64) << 30; !(ranges = reserve(RANGES * size)); size /= 2)
+    if (size <= size_t(1) << 30) throw std::bad_alloc();
+  base = next = reinterpret_cast<uint64_t>(ranges);
+  to_state = ptrdiff_t(size);
+  to_writer = 2 * to_state;
+  to_reader = 3 * to_state;
 }
 
-Memory::~Memory() {
-  munmap(reinterpret_cast<void*>(base), size);
-  munmap(reinterpret_cast<void*>(base + to_state), size);
-}
+Memory::~Memory() { munmap(reinterpret_cast<void*>(base), RANGES * size); }
 
 void Memory::fill(uint64_t address, size_t bytes, ByteState state) {
   memset(reinterpret_cast<void*>(address + to_state), state, bytes);
@@ -79,7 +78,8 @@ bool Memory::free(uint64_t address) {
   if (!block->second.host) used -= block->second.bytes;
   fill(address, block->second.bytes, FREED);
   const uint64_t first = (address + PAGE - 1) / PAGE * PAGE, end = (address + block->second.bytes) / PAGE * PAGE;
-  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+  if (end > first)
+    for (const ptrdiff_t range : {ptrdiff_t(0), to_writer, to_reader}) discard(first + uint64_t(range), end - first);
   return true;
 }
 
@@ -116,6 +116,8 @@ std::string Memory::describe(uint64_t address) const {
     return std::to_string(after->first - address) + " bytes before " + name(after->second);
   return "far from every allocation";
 }
+
+void Memory::forget_accesses() { discard(base + uint64_t(to_writer), 2 * size); }
 
 size_t Memory::in_use() const {
   std::lock_guard lock(mutex);

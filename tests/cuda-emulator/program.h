@@ -57,6 +57,16 @@ struct alignas(64) Instruction {
 constexpr uint32_t TICK_SHIFT = 12, MANY_LANES = 1 << 10, ATOMIC = 1 << 11, THREAD_MASK = (1 << 10) - 1,
                    MAX_TICK = (1u << 20) - 1;
 
+/*
+ * Races between blocks, in device memory. Every word keeps which block last wrote it, and which one read it: number <<
+ * BLOCK_SHIFT | flags. Blocks are numbered through all launches, so that an access was in an earlier launch, and is
+ * over, if its tag is less than that of the launch's first block. Blocks run on several host threads, and whoever notes
+ * an access does so without a lock: of two accesses at the very same time none may see the other. Accesses of less than
+ * a word are not looked at.
+ */
+constexpr uint32_t BLOCK_SHIFT = 2, MANY_BLOCKS = 1, UPDATED = 2, /* by atomics */
+    MAX_BLOCK = 1u << (31 - BLOCK_SHIFT);
+
 /* How a memory instruction's addresses lie relative to each other: in a loop they mostly stay as they are, so that what
  * follows from them is worked out once. */
 struct Pattern {
@@ -172,6 +182,7 @@ struct Way {
 };
 
 struct Worker;
+struct Meetings;
 
 struct Warp {
   uint8_t* registers;
@@ -200,7 +211,12 @@ struct Worker {
   const Launch* launch;
   const Memory* memory;
   uint64_t memory_base, memory_bytes;
-  ptrdiff_t memory_to_state;
+  ptrdiff_t memory_to_state, memory_to_writer, memory_to_reader;
+  /* Of the launch's first block, and the first and the current one of this block: a block has its tags one after
+   * another. */
+  uint32_t launch_tag, first_tag, tag;
+  Meetings* meetings; /* of blocks that run in order; null: blocks cannot wait for each other */
+  bool fenced;        /* what the block has stored is behind a fence */
   uint8_t *shared, *shared_state;
   uint32_t shared_bytes;
   uint32_t *writer, *reader, *other_reader;
@@ -220,6 +236,7 @@ struct Worker {
 };
 
 enum class Space : uint8_t { GLOBAL, SHARED, LOCAL, PARAMETER };
+enum class Access : uint8_t { READ, WRITE, UPDATE };
 
 /* What follows is not vectorised and is in executor.cpp. */
 
@@ -231,6 +248,11 @@ enum class Space : uint8_t { GLOBAL, SHARED, LOCAL, PARAMETER };
 /* An access of `bytes` by `lane` at a shared address conflicts with the one in `tag`. */
 [[noreturn]] void fail_race(const Warp&, const Instruction*, int lane, uint64_t address, uint32_t bytes,
                             const char* action, const char* earlier, uint32_t tag);
+/* Other blocks have accessed some of these words of device memory in this launch: throws, unless that came before. */
+void check_order(const Warp&, const Instruction*, const Pattern&, uint64_t first, uint32_t bytes, Access);
+/* A fence of the whole device, and a word of device memory that is atomically updated behind one. */
+void pass_fence(Worker&);
+void meet(Worker&, uint64_t address);
 const Pattern& learn_pattern(Patterns&, const uint64_t* addresses, const Warp&, uint32_t bytes);
 uint32_t count_sectors(const Pattern&, uint64_t first_address);
 PendingCopy& add_copy(Warp&);

@@ -516,6 +516,7 @@ class Decoder {
   std::map<std::string, int> label_blocks;
   bool block_open = false;
   uint32_t line = 0;
+  int carry = -1; /* of add.cc and the like: a predicate */
 
   [[noreturn]] void fail(const std::string& message) const { throw PtxError{message, line}; }
 
@@ -802,6 +803,8 @@ class Decoder {
     if (root == "ld" || root == "ldu" || root == "st") return decode_access(s, parts);
     if (root == "atom" || root == "red") return decode_atomic(s, parts);
     if (root == "mov") return decode_move(s);
+    if (root == "addc" || root == "subc" || ((root == "add" || root == "sub") && parts.size() > 1 && parts[1] == "cc"))
+      return decode_carrying(s, parts);
     if (root == "cvta") return decode_cvta(s, parts);
     if (root == "setp") return decode_comparison(s, parts);
     if (root == "shfl") return decode_shuffle(s);
@@ -941,6 +944,21 @@ class Decoder {
     e.immediate = offset;
     e.patterns = 1;
     if (space != "shared") kernel.serial = true;
+  }
+
+  // The carry is a register that the text does not name.
+  void decode_carrying(const Statement& s, const std::vector<std::string>& parts) {
+    const bool reads = parts[0].size() == 4, writes = parts.size() > 1 && parts[1] == "cc";
+    const std::string& type = parts.back();
+    const int bytes = type_bytes(type);
+    if (parts.size() != (writes ? 3 : 2) || (type[0] != 'u' && type[0] != 's') || bytes < 4 || s.operands.size() != 3)
+      fail("unknown instruction '" + s.name + "'");
+    if (carry < 0) carry = temporary(0);
+    const int none = constant({.kind = Constant::VALUE, .bytes = 0, .value = 0});
+    emit(parts[0].substr(0, 3) + ".carrying." + std::to_string(bytes * 8),
+         {write(s.operands[0], bytes), writes ? carry : temporary(0), read(s.operands[1], bytes),
+          read(s.operands[2], bytes), reads ? carry : none},
+         2);
   }
 
   void decode_move(const Statement& s) {

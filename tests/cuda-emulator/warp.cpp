@@ -3,6 +3,7 @@
 // instantiate what other files share, such as the standard library's templates, lest they get instructions that the
 // host lacks.
 #include <bit>
+#include <cfenv>
 #include <cfloat>
 #include <cmath>
 #include <cstdio>
@@ -333,6 +334,23 @@ Next move_predicate(Warp& w, Next i) {
   return i + 1;
 }
 
+// d = a + b + carry, or a - b - borrow. Operands: d, the carry out, a, b, the carry in.
+template <class T, bool SUBTRACTS>
+Next add_carrying(Warp& w, Next i) {
+  const Source<T> a(w, i->operand[2]), b(w, i->operand[3]);
+  const Source<bool> in(w, i->operand[4]);
+  const auto sum = [=](int lane) {
+    return T(SUBTRACTS ? a[lane] - b[lane] - T(in[lane]) : a[lane] + b[lane] + T(in[lane]));
+  };
+  const uint32_t out = mask_of([=](int lane) {
+    const T less = SUBTRACTS ? a[lane] : sum(lane), more = SUBTRACTS ? b[lane] : a[lane];
+    return less < more || (in[lane] && less == more);
+  });
+  write<T>(w, i->operand[0], sum);
+  write_predicate(w, i->operand[1], out);
+  return i + 1;
+}
+
 void define_integers(const Definitions& define) {
   const auto for_type = [&]<class T>(T) {
     const char* const t = type_name<T>;
@@ -385,6 +403,11 @@ void define_integers(const Definitions& define) {
   define.operation<int32_t, int32_t, int32_t>("add.sat.s32", [](int32_t a, int32_t b) { return Saturated{}(a, b, 1); });
   define.operation<int32_t, int32_t, int32_t>("sub.sat.s32",
                                               [](int32_t a, int32_t b) { return Saturated{}(a, b, -1); });
+
+  define.table.add("add.carrying.32", "", add_carrying<uint32_t, false>);
+  define.table.add("add.carrying.64", "", add_carrying<uint64_t, false>);
+  define.table.add("sub.carrying.32", "", add_carrying<uint32_t, true>);
+  define.table.add("sub.carrying.64", "", add_carrying<uint64_t, true>);
 
   const auto for_bits = [&]<class T>(T, const char* t) {
     define.operation<T, T, T>(Spelling("and.%s", t), [](T a, T b) { return T(a & b); });
@@ -462,17 +485,42 @@ void define_moves(const Definitions& define) {
 
 // --- Floating point ---
 
-template <class T, class F, class... A>
-void define_float(const Definitions& define, const char* name, const char* rounding, F, Cost cost) {
-  const char* const t = type_name<T>;
-  for (const char* r : {rounding, ""}) {
-    define.operation<T, A...>(Spelling("%s%s.%s", name, r, t), F{}, cost);
-    if constexpr (std::is_same_v<T, float>) {
-      define.operation<T, A...>(Spelling("%s%s.ftz.%s", name, r, t), Flushing<F>{}, cost);
-      define.operation<T, A...>(Spelling("%s%s.sat.%s", name, r, t), Saturating<F>{}, cost);
-      define.operation<T, A...>(Spelling("%s%s.ftz.sat.%s", name, r, t), Saturating<Flushing<F>>{}, cost);
-    }
+// With the host's own rounding: what comes between the two changes of it has operands and a result that the compiler
+// cannot know, and stays there.
+template <class F, int DIRECTION>
+struct Rounded {
+  template <class... A>
+  auto operator()(A... a) const {
+    const int before = fegetround();
+    fesetround(DIRECTION);
+    (hide(a), ...);
+    auto result = F{}(a...);
+    hide(result);
+    fesetround(before);
+    return result;
   }
+  template <class T>
+  static void hide(T& value) {
+    asm volatile("" : "+m"(value) : : "memory");
+  }
+};
+
+template <class T, class F, class... A>
+void define_float(const Definitions& define, const char* name, F, Cost cost) {
+  const char* const t = type_name<T>;
+  const auto rounded = [&]<class R>(const char* r, R) {
+    define.operation<T, A...>(Spelling("%s%s.%s", name, r, t), R{}, cost);
+    if constexpr (std::is_same_v<T, float>) {
+      define.operation<T, A...>(Spelling("%s%s.ftz.%s", name, r, t), Flushing<R>{}, cost);
+      define.operation<T, A...>(Spelling("%s%s.sat.%s", name, r, t), Saturating<R>{}, cost);
+      define.operation<T, A...>(Spelling("%s%s.ftz.sat.%s", name, r, t), Saturating<Flushing<R>>{}, cost);
+    }
+  };
+  rounded("", F{});
+  rounded(".rn", F{});
+  rounded(".rz", Rounded<F, FE_TOWARDZERO>{});
+  rounded(".rm", Rounded<F, FE_DOWNWARD>{});
+  rounded(".rp", Rounded<F, FE_UPWARD>{});
 }
 
 // The approximate functions are computed exactly rounded, or nearly so.
@@ -490,11 +538,11 @@ void define_floats(const Definitions& define) {
     const auto subtract = [](T a, T b) { return a - b; };
     const auto multiply = [](T a, T b) { return a * b; };
     const auto multiply_add = [](T a, T b, T c) { return std::fma(a, b, c); };
-    define_float<T, decltype(add), T, T>(define, "add", ".rn", add, single ? FLOAT : PLAIN);
-    define_float<T, decltype(subtract), T, T>(define, "sub", ".rn", subtract, single ? FLOAT : PLAIN);
-    define_float<T, decltype(multiply), T, T>(define, "mul", ".rn", multiply, single ? FLOAT : PLAIN);
-    define_float<T, decltype(multiply_add), T, T, T>(define, "fma", ".rn", multiply_add, single ? MULTIPLY_ADD : PLAIN);
-    define_float<T, decltype(multiply_add), T, T, T>(define, "mad", ".rn", multiply_add, single ? MULTIPLY_ADD : PLAIN);
+    define_float<T, decltype(add), T, T>(define, "add", add, single ? FLOAT : PLAIN);
+    define_float<T, decltype(subtract), T, T>(define, "sub", subtract, single ? FLOAT : PLAIN);
+    define_float<T, decltype(multiply), T, T>(define, "mul", multiply, single ? FLOAT : PLAIN);
+    define_float<T, decltype(multiply_add), T, T, T>(define, "fma", multiply_add, single ? MULTIPLY_ADD : PLAIN);
+    define_float<T, decltype(multiply_add), T, T, T>(define, "mad", multiply_add, single ? MULTIPLY_ADD : PLAIN);
     define.operation<T, T, T>(Spelling("div.rn.%s", t), [](T a, T b) { return a / b; });
     define.operation<T, T>(Spelling("rcp.rn.%s", t), [](T a) { return T(1) / a; });
     define.operation<T, T>(Spelling("sqrt.rn.%s", t), [](T a) { return std::sqrt(a); });
@@ -810,6 +858,9 @@ struct Words {
     return __builtin_convertvector(h, V);
   }
   static bool any(V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof v == sizeof(__m512i)) return _mm512_test_epi32_mask(__m512i(v), __m512i(v));
+#endif
     uint64_t parts[sizeof v / 8], bits = 0;
     memcpy(parts, &v, sizeof v);
     for (const uint64_t part : parts) bits |= part;
@@ -957,6 +1008,91 @@ inline void check_write(Warp& w, Next i, const Pattern& p, uint64_t first, bool 
   }
 }
 
+// Calls f(Words, address) for pieces of the words that an access touches, each once.
+template <class F>
+inline void by_addresses(const Pattern& p, uint64_t first, F f) {
+  for (uint32_t r = 0; r < p.run_count; ++r) {
+    const uint64_t start = first + uint64_t(p.runs[r].start);
+    by_words(p.runs[r].bytes >> 2, [&]<class W>(W, uint32_t word) { f(W(), start + word * 4); });
+  }
+}
+
+inline uint32_t* tag_at(uint64_t address, ptrdiff_t to_tag) {
+  return reinterpret_cast<uint32_t*>(address + uint64_t(to_tag));
+}
+
+// A block's place among the accesses to device memory.
+struct BlockPlace {
+  uint32_t launch, first, tag, own;
+  explicit BlockPlace(const Worker& k)
+      : launch(k.launch_tag), first(k.first_tag), tag(k.tag), own(k.tag - k.first_tag + (1 << BLOCK_SHIFT)) {}
+
+  template <class V>
+  V is_of_launch(V tags) const {
+    return where<V>(tags >= launch);
+  }
+  // Has another block accessed the word in this launch?
+  template <class V>
+  V is_foreign(V tags) const {
+    return is_of_launch<V>(tags) & (where<V>(tags - first >= own) | where<V>((tags & MANY_BLOCKS) != 0));
+  }
+};
+
+// Device memory: a read races with another block's write. A word that is noted as read needs no second look: who
+// writes it afterwards sees that.
+template <uint32_t BYTES>
+inline void note_read(Warp& w, Next i, const Pattern& p, uint64_t first) {
+  if constexpr (BYTES < 4) return;
+  const Worker& k = *w.worker;
+  const BlockPlace place(k);
+  bool foreign = false;
+  by_addresses(p, first, [&]<class W>(W, uint64_t address) {
+    using V = typename W::Vector;
+    uint32_t* const reader = tag_at(address, k.memory_to_reader);
+    const V before = W::load(reader), of_launch = place.is_of_launch<V>(before);
+    if (!W::any(where<V>(before != place.tag) & ~(of_launch & where<V>((before & MANY_BLOCKS) != 0)))) return;
+    foreign |= W::any(place.is_foreign<V>(W::load(tag_at(address, k.memory_to_writer))));
+    W::store(reader, choose<V>(of_launch, before | (place.is_foreign<V>(before) & MANY_BLOCKS), V{} + place.tag));
+  });
+  if (foreign) check_order(w, i, p, first, BYTES, Access::READ);
+}
+
+// A write races with another block's read or write.
+template <uint32_t BYTES>
+inline void note_write(Warp& w, Next i, const Pattern& p, uint64_t first) {
+  if constexpr (BYTES < 4) return;
+  Worker& k = *w.worker;
+  const BlockPlace place(k);
+  k.fenced = false;
+  bool foreign = false;
+  by_addresses(p, first, [&]<class W>(W, uint64_t address) {
+    using V = typename W::Vector;
+    foreign |= W::any(place.is_foreign<V>(W::load(tag_at(address, k.memory_to_writer))) |
+                      place.is_foreign<V>(W::load(tag_at(address, k.memory_to_reader))));
+  });
+  if (foreign) check_order(w, i, p, first, BYTES, Access::WRITE);
+  by_addresses(p, first, [&]<class W>(W, uint64_t address) {
+    using V = typename W::Vector;
+    W::store(tag_at(address, k.memory_to_writer), V{} + place.tag);
+    if (foreign) W::store(tag_at(address, k.memory_to_reader), V{}); /* these came before */
+  });
+}
+
+// Atomic updates race with another block's reads and writes, not with each other.
+inline void note_update(Warp& w, Next i, const Pattern& p, uint64_t first, uint32_t bytes) {
+  Worker& k = *w.worker;
+  const BlockPlace place(k);
+  check_order(w, i, p, first, bytes, Access::UPDATE);
+  by_addresses(p, first, [&]<class W>(W, uint64_t address) {
+    using V = typename W::Vector;
+    uint32_t* const writer = tag_at(address, k.memory_to_writer);
+    const V before = W::load(writer), others = place.is_foreign<V>(before);
+    const V own_write = place.is_of_launch<V>(before) & ~others & where<V>((before & UPDATED) == 0);
+    W::store(writer, choose<V>(own_write, before, (others & MANY_BLOCKS) | (place.tag | UPDATED)));
+  });
+  for (uint32_t m = w.active; m; m &= m - 1) meet(k, first + uint64_t(p.relative[std::countr_zero(m)]));
+}
+
 // Are all bytes of the access WRITTEN?
 template <uint32_t BYTES>
 inline bool is_written(const Pattern& p, const uint8_t* state) {
@@ -990,6 +1126,7 @@ void load_from(Warp& w, Next i, const uint64_t* addresses) {
   if constexpr (SPACE == Space::SHARED) check_read<BYTES>(w, i, p, first);
   count_access<SPACE, BYTES>(w, p, first, true);
   if (!is_written<BYTES>(p, at.state)) fail_access(w, i, SPACE, addresses, BYTES, false, "load");
+  if constexpr (SPACE == Space::GLOBAL) note_read<BYTES>(w, i, p, first);
   // The destination may be the address register: no address is read from here on.
   D* d[N];
   for (int k = 0; k < N; ++k) d[k] = lanes<D>(w, i->operand[k]);
@@ -1030,10 +1167,14 @@ void store_to(Warp& w, Next i, const uint64_t* addresses) {
   if (!at.data) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
   if constexpr (SPACE == Space::SHARED) check_write<BYTES>(w, i, p, first);
   count_access<SPACE, BYTES>(w, p, first, false);
+  const auto note = [&](bool writable) {
+    if (!writable) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
+    if constexpr (SPACE == Space::GLOBAL) note_write<BYTES>(w, i, p, first);
+  };
   const A* a[N];
   for (int k = 0; k < N; ++k) a[k] = lanes<A>(w, i->operand[k + 1]);
   if (N == 4 && sizeof(T) == 4 && sizeof(A) == 4 && p.contiguous) {
-    if (!all_writable<BYTES * LANES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
+    note(all_writable<BYTES * LANES>(at.state));
     for (int lane = 0; lane < LANES; lane += 4) {
       Four v[4];
       for (int k = 0; k < 4; ++k) memcpy(&v[k], a[k % N] + lane, sizeof v[k]);
@@ -1042,7 +1183,7 @@ void store_to(Warp& w, Next i, const uint64_t* addresses) {
     }
     memset(at.state, WRITTEN, BYTES * LANES);
   } else if (p.contiguous) {
-    if (!all_writable<BYTES * LANES>(at.state)) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
+    note(all_writable<BYTES * LANES>(at.state));
     T* const values = reinterpret_cast<T*>(at.data);
     for (int k = 0; k < N; ++k)
 #pragma GCC ivdep
@@ -1052,7 +1193,7 @@ void store_to(Warp& w, Next i, const uint64_t* addresses) {
     bool writable = true;
     for (uint32_t m = w.active; m; m &= m - 1)
       writable &= all_writable<BYTES>(at.state + p.relative[std::countr_zero(m)]);
-    if (!writable) fail_access(w, i, SPACE, addresses, BYTES, true, "store");
+    note(writable);
     for (uint32_t m = w.active; m; m &= m - 1) {
       const int lane = std::countr_zero(m);
       T* const target = reinterpret_cast<T*>(at.data + p.relative[lane]);
@@ -1228,6 +1369,7 @@ void update(Warp& w, Next i, const uint64_t* addresses) {
   if (!at.data) fail_access(w, i, SPACE, addresses, BYTES, true, "atomic access");
   if constexpr (SPACE == Space::SHARED) check_write<BYTES>(w, i, p, first, true);
   count_access<SPACE, BYTES>(w, p, first, false);
+  if constexpr (SPACE == Space::GLOBAL) note_update(w, i, p, first, BYTES);
   w.worker->counters.atomics += 1;
   const T *const b = lanes<T>(w, i->operand[2]), *const c = lanes<T>(w, i->operand[3]);
   T* const d = lanes<T>(w, i->operand[0]);
@@ -1327,6 +1469,7 @@ Next copy_async(Warp& w, Next i) {
       memset(copy.data[lane], 0, BYTES);
       memcpy(copy.data[lane], at.data + p.relative[lane], count);
     }
+    note_read<BYTES>(w, i, p, first);
     w.active = active;
   }
   for (uint32_t m = active & ~reading; m; m &= m - 1) memset(copy.data[std::countr_zero(m)], 0, BYTES);
@@ -1497,6 +1640,11 @@ Next synchronise_warp(Warp& w, Next i) {
 
 Next nothing(Warp&, Next i) { return i + 1; }
 
+Next fence(Warp& w, Next i) {
+  pass_fence(*w.worker);
+  return i + 1;
+}
+
 // --- Between lanes ---
 
 enum class Shuffle { UP, DOWN, BUTTERFLY, INDEX };
@@ -1609,9 +1757,10 @@ void define_control(const Definitions& define) {
   t.add("end_guard", "", end_guard);
   t.add("bar.sync", "rr", barrier);
   t.add("bar.warp.sync", "r", synchronise_warp);
-  for (const char* name : {"membar.cta", "membar.gl", "membar.sys", "fence.acq_rel.cta", "fence.acq_rel.gpu",
-                           "fence.acq_rel.sys", "fence.sc.cta", "fence.sc.gpu", "fence.sc.sys"})
-    t.add(name, "", nothing);
+  for (const char* name : {"membar.cta", "fence.acq_rel.cta", "fence.sc.cta"}) t.add(name, "", nothing);
+  for (const char* name :
+       {"membar.gl", "membar.sys", "fence.acq_rel.gpu", "fence.acq_rel.sys", "fence.sc.gpu", "fence.sc.sys"})
+    t.add(name, "", fence);
   t.add("nanosleep.u32", "r", nothing);
   t.add("shfl.sync.up.b32", "rprrrr", shuffle<Shuffle::UP>);
   t.add("shfl.sync.down.b32", "rprrrr", shuffle<Shuffle::DOWN>);

@@ -29,9 +29,8 @@ public sealed class MemoryEfficiencyTests
         new("pointwise_forward", Traffic: 3.2),
         new("pointwise_backward_input", Traffic: 4.5),
         new("pointwise_backward_weights", Traffic: 5),
-        // The stem reads pixels of three channels, one by one.
-        new("convolution_forward", Traffic: 4.5, Efficiency: 0.6),
-        new("convolution_backward_weights", Traffic: 4.5),
+        new("convolution_forward", Traffic: 1.6),
+        new("convolution_backward_weights", Traffic: 3.8),
         new("sum_partials", Traffic: 0.5),
         new("max_pool_3x3", Traffic: 4.5),
         new("avg_pool_3x3", Traffic: 4.5),

@@ -36,18 +36,19 @@ internal static partial class NvidiaTools
         lock (Assembled)
         {
             if (!Assembled.TryGetValue((resource, architecture), out var module))
-                Assembled.Add((resource, architecture), module = Run(resource, architecture));
+                Assembled.Add((resource, architecture), module = Assemble(PtxModules.Read(resource), architecture));
             return module;
         }
     }
 
-    private static AssembledModule Run(string resource, int architecture)
+    /// <summary>The kernels of a module's text as they are on an architecture.</summary>
+    public static AssembledModule Assemble(byte[] text, int architecture)
     {
         var folder = Directory.CreateTempSubdirectory("perturbnas-ptx");
         try
         {
             var (ptx, cubin) = (Path.Combine(folder.FullName, "module.ptx"), Path.Combine(folder.FullName, "module.cubin"));
-            File.WriteAllBytes(ptx, PtxModules.Read(resource));
+            File.WriteAllBytes(ptx, text);
             var log = Output(Path.Combine(Found.Value.Folder!, "bin", "ptxas"), "-v", $"-arch=sm_{architecture}", ptx, "-o", cubin);
             var code = Output(Path.Combine(Found.Value.Folder!, "bin", "nvdisasm"), "-c", cubin);
             var instructions = code.Split("\t.section\t.text.")[1..].ToDictionary(section => section[..section.IndexOf(',')]);

@@ -21,7 +21,7 @@ public sealed partial class PlantedBugTests
             [new("depthwise_pointwise.cu", $"    barrier();\n{Product}", Product)],
             DepthwisePointwiseForward),
         ["a tile that is stored beyond the image's edge"] = new(
-            Fused, FusedForward, "out of bounds", "st.global",
+            Fused, FusedForward, "race between blocks", "st.global",
             [new("depthwise_pointwise.cu", "    if (!place.holds(row, column)) continue;\n    valid |= 1u << i;\n    float* out", "    valid |= 1u << i;\n    float* out")],
             DepthwisePointwiseForward),
         ["an off-by-one at the last row of a tile's window"] = new(
@@ -68,6 +68,26 @@ public sealed partial class PlantedBugTests
             "optimisers", "sgd_sum_squares", "uninitialised read", "ld.global",
             [new("optimisers.cu", "a.squares[pn::block_index().x] = total", "a.squares[pn::block_index().x] += total")],
             SgdStep),
+        ["a gradient that two blocks add to"] = new(
+            "mixed_sum", "mixed_sum_weight_gradients", "race between blocks", "ld.global",
+            [new("mixed_sum.cu", "    if (a.terms[t].weight_index == index) return;", "    if (a.terms[t].weight_index < 0) return;")],
+            MixedSumBackward),
+        ["a partial sum in its neighbour's place"] = new(
+            "optimisers", "sgd_sum_squares", "race between blocks", "st.global",
+            [new("optimisers.cu", "a.squares[pn::block_index().x] = total", "a.squares[pn::block_index().x / 2] = total")],
+            SgdStep),
+        ["a result that another block writes"] = new(
+            "scaled_copy", "scaled_copy", "race between blocks", "ld.global",
+            [new("scaled_copy.cu", "pn::load<W>(a.g + i)", "pn::load<W>(a.dx + (i + pn::kChunk) % a.count)")],
+            ScaledCopy),
+        ["a missing fence before a block is counted"] = new(
+            Fused, FusedForward, "race between blocks", "ld.global",
+            [new("device.h", "  __nvvm_membar_gl();\n  barrier();\n  if", "  barrier();\n  if")],
+            DepthwisePointwiseForward),
+        ["a missing fence behind the count of blocks"] = new(
+            Fused, FusedForward, "race between blocks", "ld.global",
+            [new("device.h", "  barrier();\n  __nvvm_membar_gl();\n", "  barrier();\n")],
+            DepthwisePointwiseForward),
         ["an access of 16 bytes off its boundary"] = new(
             "scaled_copy", "scaled_copy", "misaligned", "ld.global",
             [new("flat.h", "f(Width<4>(), begin + i)", "f(Width<4>(), begin + i + 1)")],
@@ -83,7 +103,6 @@ public sealed partial class PlantedBugTests
         var bug = Bugs[name];
         using (var backend = new CudaBackend(DeviceKind.CudaEmulated))
         {
-            backend.Replace(bug.Kernel, PlantedKernels.Compile(bug.Operator));
             using var memory = new Memory(backend);
             bug.Run(backend, memory);
         }
@@ -241,6 +260,32 @@ public sealed partial class PlantedBugTests
             Count = count,
             Rate = 0.1f,
         });
+        memory.Wait();
+    }
+
+    private static void MixedSumBackward(CudaBackend backend, Memory memory)
+    {
+        TermArgs[] terms =
+        [
+            new() { Y = memory.Floats(2 * 4 * 8), Variants = 1, WeightIndex = 1 },
+            new() { Y = memory.Floats(2 * 4 * 8), Variants = 1, WeightIndex = 1 },
+        ];
+        unsafe
+        {
+            fixed (TermArgs* first = terms)
+                backend.MixedSumBackward(new()
+                {
+                    Terms = (nint)first,
+                    G = memory.Floats(2 * 4 * 8),
+                    WeightGradients = memory.Floats(2),
+                    TermCount = terms.Length,
+                    Variants = 1,
+                    Images = 2,
+                    Pixels = 4,
+                    Channels = 8,
+                    WeightStride = 2,
+                });
+        }
         memory.Wait();
     }
 

@@ -123,7 +123,7 @@ public sealed unsafe class BadArgumentTests : IDisposable
     {
         using var cuda = new CudaLaunchCounter();
         var backends = new List<Backend> { TestBackends.Reference, TestBackends.Cpu(Isa.Best, 1) };
-        // Labels are in the device's memory, where only a kernel sees them.
+        // Labels are in the device's memory, where only a kernel sees them: see LabelTests.
         if (!name.Contains("label", StringComparison.Ordinal))
             backends.Add(cuda);
         foreach (var backend in backends)

@@ -733,6 +733,8 @@ public static class KernelCases
         yield return Convolution(6, 7, 64, 64, (3, 3), one, one, new());
         yield return Convolution(7, 6, 16, 16, (3, 3), one, one, new(Variants: 3));
         yield return Convolution(7, 6, 9, 17, (3, 3), two, one, new(Variants: 2, Images: 1));
+        yield return Convolution(3, 600, 5, 4, (3, 3), one, one, new(Images: 1), relu: false);
+        yield return Convolution(2, 3, 3, 8, (1, 1), one, (2, 1), new());
         yield return Convolution(8, 8, 16, 16, (3, 3), one, one, new(Wanted: Wanted.Input, Accumulate: true));
         yield return Convolution(6, 6, 8, 16, (3, 3), one, one, new(Special: Special.NotANumber));
         yield return Convolution(16, 16, 4, 16, (3, 3), one, one, new(Special: Special.LargeMean));

@@ -4,6 +4,9 @@ namespace PerturbNas.Backends.Cuda;
 
 public partial class CudaBackend
 {
+    /// <summary>The most shared memory that rows of x take, in floats.</summary>
+    private const int MostStaged = 1 << 13;
+
     public override void ConvolutionForward(in ConvolutionArgs a)
     {
         const string name = "convolution_forward";
@@ -18,8 +21,9 @@ public partial class CudaBackend
         launch.Sums = apart ? Scratch(tiles * 2 * a.OutChannels * sizeof(float)) : a.Statistics;
         var columns = BlockColumns(a.OutChannels, tiles);
         launch.Counters = apart ? Counters(images * Ceiling(a.OutChannels, columns)) : 0;
+        launch.Staged = StagedFloats(a, launch.OutWidth, threads);
         Launch(ProductKernel(name, columns), new(checked((int)tiles), Ceiling(a.OutChannels, columns)), new(threads), launch,
-            ProductBytes(threads, columns));
+            ProductBytes(threads, columns) + launch.Staged * sizeof(float));
     }
 
     public override void ConvolutionBackward(in ConvolutionArgs a)
@@ -52,8 +56,9 @@ public partial class CudaBackend
             launch.Groups = TileGroups(Ceiling((long)a.Images * launch.Pixels, threads), chunks * columnBlocks);
             var count = (long)launch.Depth * a.OutChannels;
             launch.DWeight = launch.Groups > 1 ? Scratch(launch.Groups * count * sizeof(float)) : a.DWeight;
+            launch.Staged = StagedFloats(a, launch.OutWidth, threads);
             Launch($"{name}_weights", new(launch.Groups, chunks, columnBlocks), new(threads), launch,
-                WeightGradientBytes(threads, launch.Columns));
+                WeightGradientBytes(threads, launch.Columns) + launch.Staged * sizeof(float));
             SumPartials(new PartialSum { Partial = launch.DWeight, Out = a.DWeight, Count = count, Parts = launch.Groups });
         }
     }
@@ -68,8 +73,21 @@ public partial class CudaBackend
         var (height, width) = (a.Height + 2L * a.PaddingH, a.Width + 2L * a.PaddingW);
         Require(height >= a.KernelH && width >= a.KernelW, $"the kernel {a.KernelH} x {a.KernelW} is larger than the padded image", name);
         const int largest = 1 << 30;
-        Require(height <= largest && width <= largest && (double)a.KernelH * a.KernelW * a.InChannels <= largest && height * width <= largest,
+        Require(height <= largest && width <= largest && (double)a.KernelH * a.KernelW * a.InChannels <= largest && height * width <= largest
+            && width * a.InChannels <= largest,
             $"kernel {a.KernelH} x {a.KernelW} with padding {a.PaddingH} x {a.PaddingW} is too large", name);
+    }
+
+    /// <summary>
+    /// The shared memory, in floats, for the rows of x that a tile of so many output pixels reads; none where pixels are read by sixteen bytes
+    /// anyway, or where rows are too long.
+    /// </summary>
+    private static int StagedFloats(in ConvolutionArgs a, int outWidth, int pixels)
+    {
+        var rows = (long)Ceiling(pixels - 1, outWidth) * a.StrideH + a.KernelH;
+        // Up to three floats before the first row, and as many as make it a multiple of four.
+        var floats = (rows * a.Width * a.InChannels + 6) / 4 * 4;
+        return a.InChannels % 4 != 0 && floats <= MostStaged ? (int)floats : 0;
     }
 
     [StructLayout(LayoutKind.Sequential)]
@@ -77,19 +95,20 @@ public partial class CudaBackend
     {
         private readonly ConvolutionArgs _a;
         public nint Sums, Counters, DWeight;
-        private readonly int _outHeight, _outWidth;
+        private readonly int _outHeight;
+        public readonly int OutWidth;
         public int Tiles;
         public readonly int Depth;
-        public int Columns, Groups;
+        public int Staged, Columns, Groups;
 
         public ConvolutionLaunch(in ConvolutionArgs a)
         {
             _a = a;
             _outHeight = (a.Height + 2 * a.PaddingH - a.KernelH) / a.StrideH + 1;
-            _outWidth = (a.Width + 2 * a.PaddingW - a.KernelW) / a.StrideW + 1;
+            OutWidth = (a.Width + 2 * a.PaddingW - a.KernelW) / a.StrideW + 1;
             Depth = a.KernelH * a.KernelW * a.InChannels;
         }
 
-        public readonly int Pixels => _outHeight * _outWidth;
+        public readonly int Pixels => _outHeight * OutWidth;
     }
 }

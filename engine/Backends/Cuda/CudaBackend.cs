@@ -21,7 +21,7 @@ public unsafe partial class CudaBackend : Backend
     private readonly CudaContext _context;
     private readonly CudaStream _stream;
     private readonly PtxModules _ptx;
-    private readonly Dictionary<string, CudaModule> _modules = [];
+    private readonly List<CudaModule> _modules = [];
     private readonly Dictionary<string, CudaKernel> _kernels = [];
     private readonly Dictionary<nint, long> _allocated = [];
     private readonly ConditionalWeakTable<object, Replayed> _replayed = [];
@@ -42,6 +42,8 @@ public unsafe partial class CudaBackend : Backend
         _stream = _context.CreateStream();
         _staging = [new Staging(_context), new Staging(_context)];
         (_timingStart, _timingEnd) = (_context.CreateEvent(), _context.CreateEvent());
+        _refusedLabel = (RefusedLabel*)_context.AllocateHostMemory(sizeof(RefusedLabel));
+        *_refusedLabel = default;
     }
 
     /// <summary>For <see cref="CudaLaunchCounter"/>, which has no device and overrides everything that would use it.</summary>
@@ -154,6 +156,7 @@ public unsafe partial class CudaBackend : Backend
                 _stream.CopyToHost((nint)target, address, bytes.Length);
             _stream.Synchronize();
         }
+        RefuseLabels();
     }
 
     public override void Zero(nint address, long bytes)
@@ -166,7 +169,7 @@ public unsafe partial class CudaBackend : Backend
 
     /// <inheritdoc/>
     /// <remarks>
-    /// The first time the work is just done, which loads its modules and lets the scratch memory grow; the second time it is captured as a graph,
+    /// The first time the work is just done, which loads its kernels and lets the scratch memory grow; the second time it is captured as a graph,
     /// and from then on the graph is launched, as long as the scratch memory stays where it is. A graph lives as long as its key.
     /// </remarks>
     public override void Replay(object key, Action work)
@@ -212,9 +215,10 @@ public unsafe partial class CudaBackend : Backend
         _timingEnd.Dispose();
         Free(_scratch);
         FreeCounters();
+        _context.FreeHostMemory((nint)_refusedLabel);
         foreach (var staging in _staging)
             staging.Dispose();
-        foreach (var module in _modules.Values)
+        foreach (var module in _modules)
             module.Dispose();
         _stream.Dispose();
         _context.Dispose();
@@ -227,7 +231,7 @@ public unsafe partial class CudaBackend : Backend
     /// <remarks>What is emulated is an H100.</remarks>
     public override MachineLimits MeasureLimits() => IsEmulated ? CudaLaunchCounter.H100 : _context.Properties.Limits;
 
-    /// <summary>Launches a kernel with its one argument. The kernel's module is loaded where it was not needed before.</summary>
+    /// <summary>Launches a kernel with its one argument. The kernel is loaded where it was not needed before.</summary>
     private void Launch<T>(string kernel, Dim3 grid, Dim3 block, in T arguments, int sharedBytes = 0)
         where T : unmanaged
     {
@@ -278,21 +282,21 @@ public unsafe partial class CudaBackend : Backend
     internal void Replace(string kernel, ReadOnlySpan<byte> ptx)
     {
         _context.MakeCurrent();
-        var module = _context.LoadModulePtx(ptx);
-        _modules.Add($"in place of {kernel}", module);
-        _kernels[kernel] = module.GetKernel(kernel);
+        _kernels[kernel] = Load(kernel, ptx);
     }
 
     private CudaKernel Find(string name)
     {
-        if (_kernels.TryGetValue(name, out var kernel))
-            return kernel;
-        var resource = _ptx.ResourceOf(name) ?? throw NotSupported(name);
-        if (!_modules.TryGetValue(resource, out var module))
-            _modules.Add(resource, module = _context.LoadModulePtx(PtxModules.Read(resource)));
-        kernel = module.GetKernel(name);
-        _kernels.Add(name, kernel);
+        if (!_kernels.TryGetValue(name, out var kernel))
+            _kernels.Add(name, kernel = Load(name, _ptx.ModuleOf(name) ?? throw NotSupported(name)));
         return kernel;
+    }
+
+    private CudaKernel Load(string kernel, ReadOnlySpan<byte> ptx)
+    {
+        var module = _context.LoadModulePtx(ptx);
+        _modules.Add(module);
+        return module.GetKernel(kernel);
     }
 
     private nint AllocateMemory(long bytes)

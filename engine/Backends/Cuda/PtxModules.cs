@@ -3,7 +3,10 @@ using System.Text;
 
 namespace PerturbNas.Backends.Cuda;
 
-/// <summary>The kernels of kernels/cuda as PTX, embedded at build time as "cuda/OPERATOR.sm_70.ptx" and "cuda/OPERATOR.sm_80.ptx".</summary>
+/// <summary>
+/// The kernels of kernels/cuda as PTX, embedded at build time as "cuda/OPERATOR.sm_70.ptx" and "cuda/OPERATOR.sm_80.ptx". A driver gets them one by
+/// one, when they are needed: it compiles a module as a whole, and a network uses a fraction of the kernels.
+/// </summary>
 internal sealed class PtxModules
 {
     private const string Folder = "cuda/", Extension = ".ptx";
@@ -31,8 +34,6 @@ internal sealed class PtxModules
     /// <summary>The least CUDA version that a driver must support: 11080 for 11.8.</summary>
     public int DriverVersion { get; private set; } = LeastDriverVersion;
 
-    public IReadOnlyCollection<string> KernelNames => _resourceOf.Keys;
-
     /// <summary>The kernels for a device.</summary>
     public static PtxModules For(int computeCapability)
     {
@@ -42,8 +43,13 @@ internal sealed class PtxModules
         return modules;
     }
 
-    /// <summary>The resource that has a kernel; null: there is no such kernel.</summary>
-    public string? ResourceOf(string kernel) => _resourceOf.GetValueOrDefault(kernel);
+    /// <summary>
+    /// The module that has just this kernel, on the lines where the resource has it (its other kernels' lines are empty); null: there is no such
+    /// kernel.
+    /// </summary>
+    public byte[]? ModuleOf(string kernel) => _resourceOf.TryGetValue(kernel, out var resource)
+        ? Encoding.ASCII.GetBytes(string.Join('\n', Lines(resource).Select(line => line.Kernel == null || line.Kernel == kernel ? line.Text : "")))
+        : null;
 
     public static byte[] Read(string resource)
     {
@@ -58,19 +64,32 @@ internal sealed class PtxModules
 
     private void Add(string resource)
     {
-        const string version = ".version ", entry = ".entry ";
-        foreach (var line in Encoding.ASCII.GetString(Read(resource)).Split('\n'))
+        const string version = ".version ";
+        foreach (var (text, kernel) in Lines(resource))
         {
-            if (line.StartsWith(version, StringComparison.Ordinal))
+            if (kernel != null)
+                _resourceOf.TryAdd(kernel, resource);
+            else if (text.StartsWith(version, StringComparison.Ordinal))
             {
                 // Since CUDA 11.0 brought PTX 7.0, the two count alike.
-                var parts = line[version.Length..].Split('.');
+                var parts = text[version.Length..].Split('.');
                 DriverVersion = Math.Max(DriverVersion, 1000 * (int.Parse(parts[0]) + 4) + 10 * int.Parse(parts[1]));
             }
-            else if (line.IndexOf(entry, StringComparison.Ordinal) is >= 0 and var at)
-            {
-                _resourceOf.Add(line[(at + entry.Length)..].Split('(')[0].Trim(), resource);
-            }
+        }
+    }
+
+    /// <summary>The lines of a resource, each with the kernel that it belongs to; null: it is common to all.</summary>
+    private static IEnumerable<(string Text, string? Kernel)> Lines(string resource)
+    {
+        const string entry = ".entry ";
+        string? kernel = null;
+        foreach (var text in Encoding.ASCII.GetString(Read(resource)).Split('\n'))
+        {
+            if (text.IndexOf(entry, StringComparison.Ordinal) is >= 0 and var at)
+                kernel = text[(at + entry.Length)..].Split('(')[0].Trim();
+            yield return (text, kernel);
+            if (text == "}")
+                kernel = null;
         }
     }
 }

@@ -46,6 +46,7 @@ public unsafe partial class CudaBackend
             $"every extent must be positive, not V {a.Variants}, N {a.Images}, P {a.Pixels}, C {a.Channels}, {a.TermCount} terms", kernel);
         Require(a.Terms != 0 || a.TermCount == 0, "terms is null", kernel);
         var terms = new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount);
+        var width = 0; // of a pooled image
         for (var t = 0; t < terms.Length; t++)
         {
             Require(terms[t].Variants == 1 || terms[t].Variants == a.Variants,
@@ -58,6 +59,9 @@ public unsafe partial class CudaBackend
             Require(terms[t].Height >= 1 && terms[t].Width >= 1 && terms[t].Stride is 1 or 2
                 && (long)Ceiling(terms[t].Height, terms[t].Stride) * Ceiling(terms[t].Width, terms[t].Stride) == a.Pixels,
                 $"term {t} pools H {terms[t].Height}, W {terms[t].Width} with stride {terms[t].Stride}, which does not give {a.Pixels} pixels", kernel);
+            var own = Ceiling(terms[t].Width, terms[t].Stride);
+            Require(width == 0 || width == own, $"term {t} is pooled to W {own}, an earlier one to W {width}", kernel);
+            width = own;
         }
         if (a.TermCount > MixedSumTerms)
             throw new KernelException($"{kernel}: a sum has at most {MixedSumTerms} terms on a CUDA device, not {a.TermCount}", KernelStatus.NotSupported);

@@ -203,7 +203,7 @@ typedef struct {
   int32_t variants;           /* V or 1 */
   int32_t weight_index;
   int32_t pooling;               /* pn_pooling: the value is y, or y pooled (see pn_pool) to P pixels */
-  int32_t height, width, stride; /* of the pooling */
+  int32_t height, width, stride; /* of the pooling; all pooled terms have the same OH and OW */
 } pn_term;
 
 typedef struct {

@@ -56,6 +56,7 @@ int32_t check(const pn_mixed_sum* a, const char* name) {
              "%s: every extent must be positive, not V %d, N %d, P %d, C %d, %d terms", name, a->variants, a->images,
              a->pixels, a->channels, a->term_count);
   PN_REQUIRE(a->terms || a->term_count == 0, "%s: terms is null", name);
+  int width = 0;  // of a pooled image
   for (int t = 0; t < a->term_count; t++) {
     const pn_term& term = a->terms[t];
     PN_REQUIRE(term.variants == 1 || term.variants == a->variants,
@@ -69,6 +70,10 @@ int32_t check(const pn_mixed_sum* a, const char* name) {
                    int64_t(out_extent(term.height, term.stride)) * out_extent(term.width, term.stride) == a->pixels,
                "%s: term %d pools H %d, W %d with stride %d, which does not give %d pixels", name, t, term.height,
                term.width, term.stride, a->pixels);
+    const int own = out_extent(term.width, term.stride);
+    PN_REQUIRE(width == 0 || width == own, "%s: term %d is pooled to W %d, an earlier one to W %d", name, t, own,
+               width);
+    width = own;
   }
   return PN_OK;
 }

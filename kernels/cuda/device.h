@@ -129,6 +129,17 @@ PN_DEVICE T max(T a, T b) {
   return a > b ? a : b;
 }
 
+// The larger value, or not-a-number if either is.
+PN_DEVICE float max_or_nan(float a, float b) {
+#if PN_SM80
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+#else
+  return a >= b || a != a ? a : b;
+#endif
+}
+
 // n < 0 ? 0 : n, so that not-a-number passes through.
 PN_DEVICE float relu(float n) { return n < 0.0f ? 0.0f : n; }
 

@@ -50,11 +50,11 @@ public sealed partial class PlantedBugTests
             LinearBackward),
         ["an off-by-one at the image's last row"] = new(
             "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
-            [new("pools.cu", "iy >= a.height", "iy > a.height")],
+            [new("pooled_column.h", "iy_ < shape_.height", "iy_ <= shape_.height")],
             AvgPoolForward),
         ["an off-by-one at the image's last column"] = new(
             "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
-            [new("pools.cu", "first + k >= a.width", "first + k > a.width")],
+            [new("pooled_column.h", "ox * shape.stride + 1 < shape.width", "ox * shape.stride + 1 <= shape.width")],
             AvgPoolForward),
         ["a row of threads too many in a sum"] = new(
             "batch_norm", "batch_norm_backward", "uninitialised read", "ld.shared",

@@ -78,6 +78,9 @@ public sealed unsafe class BadArgumentTests : IDisposable
         ["mixed_sum_forward: no pixels"] = (b, m) => b.MixedSumForward(m.MixedSum() with { Pixels = 0 }),
         ["mixed_sum_forward: a pooling that does not give its pixels"] = (b, m) =>
             b.MixedSumForward(m.MixedSum(term => term with { Pooling = Pooling.Max3x3, Height = 4, Width = 3, Stride = 1 })),
+        ["mixed_sum_forward: poolings to different widths"] = (b, m) => b.MixedSumForward(m.MixedSum(
+            term => term with { Pooling = Pooling.Max3x3, Height = 4, Width = 4, Stride = 1 },
+            term => term with { Pooling = Pooling.Max3x3, Height = 2, Width = 8, Stride = 1 })),
         ["mixed_sum_backward: pooled with stride 3"] = (b, m) =>
             b.MixedSumBackward(m.MixedSum(term => term with { Pooling = Pooling.Avg3x3, Height = 4, Width = 4, Stride = 3 })),
         ["mixed_sum_backward: no g"] = (b, m) => b.MixedSumBackward(m.MixedSum() with { G = 0 }),
@@ -284,10 +287,12 @@ public sealed unsafe class BadArgumentTests : IDisposable
             Training = 1,
         };
 
-        public MixedSumArgs MixedSum(Func<TermArgs, TermArgs>? change = null)
+        public MixedSumArgs MixedSum(params Func<TermArgs, TermArgs>[] changes)
         {
             var term = new TermArgs { Y = this[0], Normalization = this[1], Variants = 1, WeightIndex = 1 };
-            *(TermArgs*)_inputs = change == null ? term : change(term);
+            *(TermArgs*)_inputs = term;
+            for (var t = 0; t < changes.Length; t++)
+                ((TermArgs*)_inputs)[t] = changes[t](term);
             return new()
             {
                 Terms = _inputs,
@@ -296,7 +301,7 @@ public sealed unsafe class BadArgumentTests : IDisposable
                 G = this[4],
                 GradientSums = this[5],
                 WeightGradients = this[6],
-                TermCount = 1,
+                TermCount = Math.Max(1, changes.Length),
                 Variants = 1,
                 Images = 2,
                 Pixels = 16,

@@ -261,7 +261,9 @@ public static class KernelCases
         return kernelCase;
     }
 
-    public static KernelCase Pool(bool maximum, int height, int width, int channels, int stride, Options options, int gradients = 1)
+    /// <param name="output">Whether y is wanted, and not only its statistics.</param>
+    public static KernelCase Pool(
+        bool maximum, int height, int width, int channels, int stride, Options options, int gradients = 1, bool output = true)
     {
         var pixels = Extent(height, 3, stride, 1) * Extent(width, 3, stride, 1);
         var images = options.Variants * options.Images;
@@ -282,9 +284,9 @@ public static class KernelCases
         };
         var kernelCase = new KernelCase(
             maximum ? "max_pool_3x3" : "avg_pool_3x3",
-            $"{height}x{width}x{channels} s{stride} {options}{(gradients > 1 ? $" gradients{gradients}" : "")}")
+            $"{height}x{width}x{channels} s{stride} {options}{(gradients > 1 ? $" gradients{gradients}" : "")}{(output ? "" : " noy")}")
         {
-            Differentiable = options.Special == Special.None && gradients == 1,
+            Differentiable = options.Special == Special.None && gradients == 1 && output,
             Forward = (backend, at) =>
             {
                 Set(at, out var a);
@@ -310,7 +312,7 @@ public static class KernelCases
         }
         static string Numbered(string name, int i) => i == 0 ? name : $"{name}{i}";
         AddInput(kernelCase, "x", inputs, options.Special);
-        AddOutput(kernelCase, images, pixels, channels, 0, channels, options);
+        AddOutput(kernelCase, images, pixels, channels, 0, channels, options, output);
         if (options.Variants > 1)
             return kernelCase;
         AddGradient(kernelCase, images * pixels * channels, channels, options);
@@ -407,6 +409,7 @@ public static class KernelCases
 
     /// <param name="terms">Per term: its variants, whether it is normalised, and the column of its weight.</param>
     /// <param name="pools">Per term: how it is pooled, from which extent; the terms beyond the last are not.</param>
+    /// <param name="pair">A term that pools what the one before it pools, as the second pool of an edge does.</param>
     /// <param name="absent">A term whose operation did not run (forward only): its weights are zero and it has no y.</param>
     public static KernelCase MixedSum(
         int variants,
@@ -418,7 +421,8 @@ public static class KernelCases
         bool weights = true,
         bool weightGradients = true,
         int absent = -1,
-        (Pooling Pooling, int Height, int Width, int Stride)[]? pools = null)
+        (Pooling Pooling, int Height, int Width, int Stride)[]? pools = null,
+        int pair = -1)
     {
         var hasBackward = variants == 1 && absent < 0;
         (Pooling Pooling, int Height, int Width, int Stride) PoolOf(int t) => t < pools?.Length ? pools[t] : default;
@@ -426,7 +430,7 @@ public static class KernelCases
         {
             var memory = terms.Select((term, t) => new TermArgs
             {
-                Y = at[$"y{t}"],
+                Y = at[$"y{(t == pair ? t - 1 : t)}"],
                 Normalization = at[$"normalization{t}"],
                 Variants = term.Variants,
                 WeightIndex = term.Index,
@@ -457,7 +461,8 @@ public static class KernelCases
             string.Join(' ', terms.Select(term => $"v{term.Variants}{(term.Normalization ? "n" : "")}@{term.Index}")) +
             $"]of{weightStride}{(weights ? "" : " noweights")}{(weightGradients ? "" : " noweightgradients")}" +
             (absent < 0 ? "" : $" without{absent}") +
-            string.Concat((pools ?? []).Select(pool => $" {pool.Pooling}{pool.Height}x{pool.Width}s{pool.Stride}"));
+            string.Concat((pools ?? []).Select(pool => $" {pool.Pooling}{pool.Height}x{pool.Width}s{pool.Stride}")) +
+            (pair < 0 ? "" : $" pair{pair}");
         var kernelCase = new KernelCase("mixed_sum", shape)
         {
             Forward = (backend, at) => Call(at, a => backend.MixedSumForward(a)),
@@ -468,7 +473,8 @@ public static class KernelCases
             if (t == absent)
                 continue;
             var read = PoolOf(t).Pooling == Pooling.None ? pixels : PoolOf(t).Height * PoolOf(t).Width;
-            kernelCase.Input($"y{t}", terms[t].Variants * images * read * channels);
+            if (t != pair)
+                kernelCase.Input($"y{t}", terms[t].Variants * images * read * channels);
             if (terms[t].Normalization)
                 AddNormalization(kernelCase, $"normalization{t}", terms[t].Variants, channels);
         }
@@ -757,6 +763,9 @@ public static class KernelCases
             yield return Pool(maximum, 6, 6, 16, 1, new(Special: Special.NotANumber));
             yield return Pool(maximum, 8, 7, 16, 1, new(), gradients: 4);
             yield return Pool(maximum, 7, 8, 20, 2, new(Accumulate: true), gradients: 3);
+            yield return Pool(maximum, 10, 35, 20, 1, new(Images: 1));
+            yield return Pool(maximum, 17, 67, 5, 2, new(), gradients: 2);
+            yield return Pool(maximum, 9, 7, 16, 1, new(), output: false);
         }
         yield return Pool(true, 16, 16, 16, 2, new(Special: Special.LargeMean));
 
@@ -796,6 +805,13 @@ public static class KernelCases
         yield return MixedSum(3, 2, 30, 13, [(1, true, 0), (3, true, 1), (3, true, 2), (1, false, 3)], 4,
             pools: [(Max, 6, 5, 1), (Max, 6, 5, 1), (Avg, 12, 10, 2), (Avg, 11, 9, 2)]);
         yield return MixedSum(2, 2, 9, 16, [(1, true, 0), (2, true, 1)], 2, absent: 0, pools: [(Max, 3, 3, 1), (Max, 3, 3, 1)]);
+        yield return MixedSum(1, 2, 30, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, pools: [(Max, 6, 5, 1), (Avg, 6, 5, 1)], pair: 1);
+        yield return MixedSum(1, 2, 12, 20, [(1, true, 0), (1, false, 1), (1, true, 2), (1, true, 3), (1, true, 4)], 5,
+            pools: [(No, 0, 0, 0), (No, 0, 0, 0), (No, 0, 0, 0), (Max, 7, 6, 2), (Avg, 7, 6, 2)], pair: 4);
+        yield return MixedSum(3, 2, 12, 13, [(3, true, 0), (3, false, 1), (1, true, 2)], 3, pools: [(Max, 7, 6, 2), (Avg, 7, 6, 2)], pair: 1);
+        yield return MixedSum(9, 1, 9, 16, [(1, true, 0), (1, true, 1), (9, true, 2), (9, true, 3)], 4,
+            pools: [(Avg, 3, 3, 1), (Max, 3, 3, 1), (Max, 6, 5, 2), (Avg, 6, 5, 2)], pair: 3);
+        yield return MixedSum(2, 2, 9, 16, [(2, true, 0), (2, true, 1)], 2, absent: 1, pools: [(Max, 3, 3, 1), (Avg, 3, 3, 1)], pair: 1);
 
         foreach (var count in new[] { 1, 15, 1000, 70_001 })
             yield return ScaledCopy(count, weight: count != 15, accumulate: count > 15);
@@ -876,11 +892,12 @@ public static class KernelCases
 
     /// <summary>The raw output, of whose channels the kernel owns some, and its statistics.</summary>
     private static void AddOutput(
-        KernelCase kernelCase, int images, int pixels, int channels, int first, int owned, Options options)
+        KernelCase kernelCase, int images, int pixels, int channels, int first, int owned, Options options, bool y = true)
     {
         Func<RandomStream, bool, double[]>? Initial(int count) =>
             first == 0 && owned == channels ? null : KernelCase.Normal(count, 1, 0, 0);
-        kernelCase.Output("y", images * pixels * channels, initial: Initial(images * pixels * channels));
+        if (y)
+            kernelCase.Output("y", images * pixels * channels, initial: Initial(images * pixels * channels));
         if (options.Statistics)
             kernelCase.Output(
                 "statistics", images * 2 * channels, rowLength: channels, rows: 2, initial: Initial(images * 2 * channels));

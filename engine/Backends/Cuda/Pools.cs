@@ -1,11 +1,11 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends.Cuda;
 
-public partial class CudaBackend
+public unsafe partial class CudaBackend
 {
-    // A block has few channels, so that an image is spread over several.
-    private const int PoolChannels = 32;
+    private const int PoolGradients = 8;
 
     public override void MaxPoolForward(in PoolArgs a)
     {
@@ -49,27 +49,55 @@ public partial class CudaBackend
         CheckPool(a, kernel);
         Require(a.Variants == 1, $"takes one variant, not {a.Variants}", kernel);
         Require(a.X != 0, "x is null", kernel);
+        Require(a.Gradients != 0 && a.GradientCount >= 1, "there are no gradients", kernel);
+        var gradients = new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount);
+        for (var i = 0; i < gradients.Length; i++)
+            Require(gradients[i].G != 0, $"g of gradient {i} is null", kernel);
+        if (a.GradientCount > PoolGradients)
+            throw new KernelException(
+                $"{kernel}: a pool has at most {PoolGradients} gradients on a CUDA device, not {a.GradientCount}", KernelStatus.NotSupported);
     }
 
     private void LaunchPoolForward(string kernel, in PoolArgs a)
     {
-        const int threads = 512;
-        var outputs = (long)((a.Height - 1) / a.Stride + 1) * ((a.Width - 1) / a.Stride + 1);
+        // A block has few channels, so that an image is spread over several.
+        const int threads = 512, channels = 32;
+        if (a.Y == 0 && a.Statistics == 0)
+            return;
+        var outputs = (long)Ceiling(a.Height, a.Stride) * Ceiling(a.Width, a.Stride);
         var unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Y, a.Statistics);
-        var block = ChannelBlock.For(a.Channels, outputs, threads, PoolChannels, unit);
-        Launch(kernel, new Dim3(a.Variants * a.Images, block.Groups), block.Block, new PoolLaunch(a, unit));
+        var block = ChannelBlock.For(a.Channels, outputs, threads, channels, unit);
+        Launch(kernel, new Dim3(a.Variants * a.Images, block.Groups), block.Block, new PoolLaunch { Call = a, Unit = unit });
     }
 
     private void LaunchPoolBackward(string kernel, in PoolArgs a)
     {
-        const int threads = 256, stripRows = 4;
+        // The largest tile, as in kernels/cuda/pools.cu.
+        const int threads = 256, rows = 8, columns = 32, channels = 16;
         if (a.Dx == 0)
             return;
-        var strips = (long)ChannelBlock.Blocks(a.Height, stripRows) * a.Width;
-        var unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Dx);
-        var block = ChannelBlock.For(a.Channels, strips, threads, PoolChannels, unit);
-        Launch(kernel, new Dim3(a.Images, block.Groups, ChannelBlock.Blocks(strips, block.Rows)), block.Block, new PoolLaunch(a, unit));
+        var launch = new PoolLaunch { Call = a, Unit = ChannelBlock.UnitFor([a.Channels], a.X, a.Dx) };
+        var gradients = new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount);
+        gradients.CopyTo(launch.Gradients);
+        foreach (var gradient in gradients)
+            launch.Unit = Math.Min(launch.Unit, ChannelBlock.UnitFor([a.Channels], gradient.G, gradient.Coefficients));
+        var pixels = (long)Math.Min(a.Height, rows) * Math.Min(a.Width, columns);
+        var block = ChannelBlock.For(a.Channels, pixels, threads, channels, launch.Unit);
+        var tiles = Ceiling(a.Height, rows) * Ceiling(a.Width, columns);
+        Launch(kernel, new Dim3(a.Images, block.Groups, tiles), block.Block, launch);
     }
 
-    private readonly record struct PoolLaunch(PoolArgs Call, int Unit);
+    [StructLayout(LayoutKind.Sequential)]
+    private struct PoolLaunch
+    {
+        public PoolArgs Call;
+        public int Unit;
+        public GradientArray Gradients;
+    }
+
+    [InlineArray(PoolGradients)]
+    private struct GradientArray
+    {
+        private PendingGradientArgs _first;
+    }
 }

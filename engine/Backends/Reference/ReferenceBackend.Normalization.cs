@@ -165,6 +165,7 @@ public sealed unsafe partial class ReferenceBackend
     {
         Require(a.Variants > 0 && a.Images > 0 && a.Pixels > 0 && a.Channels > 0 && a.TermCount >= 0);
         Require(a.TermCount == 0 || a.Terms != 0);
+        var width = 0; // of a pooled image
         foreach (var term in new ReadOnlySpan<TermArgs>((void*)a.Terms, a.TermCount))
         {
             Require(term.Variants == 1 || term.Variants == a.Variants);
@@ -173,7 +174,10 @@ public sealed unsafe partial class ReferenceBackend
             {
                 Require(term.Pooling is Pooling.Max3x3 or Pooling.Avg3x3);
                 Require(term.Height > 0 && term.Width > 0 && term.Stride is 1 or 2);
-                Require(OutputExtent(term.Height, 3, term.Stride, 1) * OutputExtent(term.Width, 3, term.Stride, 1) == a.Pixels);
+                var own = OutputExtent(term.Width, 3, term.Stride, 1);
+                Require(OutputExtent(term.Height, 3, term.Stride, 1) * own == a.Pixels);
+                Require(width == 0 || width == own);
+                width = own;
             }
         }
     }

@@ -164,6 +164,7 @@ struct Kernel {
   int register_count = 0;             /* 32-bit virtual registers that are live at a time, at most */
   bool small_shared_accesses = false; /* of less than 4 bytes: races are looked for by byte, not by word */
   bool serial = false; /* has atomics on global memory: blocks run in order, so that results are the same every run */
+  bool has_run = false;
   Counters counters{};
 };
 

@@ -97,7 +97,7 @@ internal static class ProfileCommand
         foreach (var phase in report.Phases.Where(phase => phase.Kernels.Count > 0))
             Console.WriteLine($"{phase.Phase}: convolutions and linear layers reach {phase.ProductShare:P1} of the multiply-add limit; the lines add up to " +
                 $"{1e3 * phase.Seconds / phase.Passes:0.0} ms, unprofiled passes took {1e3 * phase.WallSeconds / phase.Passes:0.0} ms " +
-                $"({phase.Seconds / phase.WallSeconds - 1:+0.0 %;-0.0 %}).");
-        Console.WriteLine($"All phases: {report.ExplainedSeconds:0.000} s explained of {report.WallSeconds:0.000} s unprofiled ({report.Gap:+0.0 %;-0.0 %}).");
+                $"({Math.Round(phase.Seconds / phase.WallSeconds - 1, 3):+0.0 %;-0.0 %;0.0 %}).");
+        Console.WriteLine($"All phases: {report.ExplainedSeconds:0.000} s explained of {report.WallSeconds:0.000} s unprofiled ({Math.Round(report.Gap, 3):+0.0 %;-0.0 %;0.0 %}).");
     }
 }

@@ -52,6 +52,7 @@ PN_DEVICE void for_values(const pn_mixed_sum& a, const pn_term& term, bool pair,
                           const Strip<Pixels>& strip, F f, FSecond f_second) {
   if (term.pooling == PN_POOL_NONE || !term.y) {
     const float* y = term.y + image * a.pixels * a.channels + c;
+#pragma unroll
     for (int k = 0; k < Pixels; k++) {
       const float* at = y + int64_t(strip.pixel(k < strip.count ? k : 0)) * a.channels;
       f(k, term.y ? load<W>(at) : splat<W>(__builtin_nanf("")));
@@ -63,7 +64,10 @@ PN_DEVICE void for_values(const pn_mixed_sum& a, const pn_term& term, bool pair,
 #pragma unroll
   for (int k = 0; k < Pixels; k++) {
     const Pooled<W> pooled = pool.next();
-    f(k, term.pooling == PN_POOL_MAX_3X3 ? pooled.maximum : pooled.average);
+    // By elements: nvcc puts what is chosen as a whole into local memory.
+    Floats<W> value;
+    for (int i = 0; i < W; i++) value[i] = term.pooling == PN_POOL_MAX_3X3 ? pooled.maximum[i] : pooled.average[i];
+    f(k, value);
     if (pair) f_second(k, pooled.average);
   }
 }
@@ -197,6 +201,7 @@ PN_DEVICE void backward(const MixedSum& launch) {
   for (int item = thread_index().y; item < strips && c < channels; item += block_extent().y) {
     const Strip<kPixels> strip(item, a.pixels, launch.width);
     Floats<W> g[kPixels];
+#pragma unroll
     for (int p = 0; p < kPixels; p++) {
       g[p] = p < strip.count ? load<W>(a.g + (image * a.pixels + strip.pixel(p)) * channels + c) : splat<W>(0);
       sums.g += g[p];

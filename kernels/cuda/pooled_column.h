@@ -47,8 +47,13 @@ class PooledColumn {
   // The output of the next row. Below the last row it is of no use, but may be asked for.
   PN_DEVICE_METHOD Pooled<W> next() {
     // With stride 1 the window keeps two rows of the one before, else one.
-    const Row top = shape_.stride == 1 ? middle_ : bottom_;
-    middle_ = shape_.stride == 1 ? bottom_ : read_row();
+    Row top = bottom_;
+    if (shape_.stride == 1) {
+      top = middle_;
+      middle_ = bottom_;
+    } else {
+      middle_ = read_row();
+    }
     bottom_ = read_row();
     const float share = 1.0f / float((1 + left_ + right_) * taps_inside(oy_, shape_.height, shape_.stride));
     Pooled<W> y;

@@ -225,6 +225,6 @@ PN_KERNEL __launch_bounds__(pn::kForwardThreads, 1) max_pool_3x3_forward(const p
 
 PN_KERNEL __launch_bounds__(pn::kForwardThreads, 1) avg_pool_3x3_forward(const pn::Pool a) { pn::forward<false>(a); }
 
-PN_KERNEL __launch_bounds__(pn::kBackwardThreads) max_pool_3x3_backward(const pn::Pool a) { pn::backward<true>(a); }
+PN_KERNEL __launch_bounds__(pn::kBackwardThreads, 2) max_pool_3x3_backward(const pn::Pool a) { pn::backward<true>(a); }
 
-PN_KERNEL __launch_bounds__(pn::kBackwardThreads) avg_pool_3x3_backward(const pn::Pool a) { pn::backward<false>(a); }
+PN_KERNEL __launch_bounds__(pn::kBackwardThreads, 2) avg_pool_3x3_backward(const pn::Pool a) { pn::backward<false>(a); }

@@ -8,8 +8,9 @@
 
 namespace pn {
 
-// Runs function(argument, task, thread) for every task in 0..tasks-1. Tasks are handed out dynamically, so a result
-// must depend on the task alone, never on the thread; `thread` (0..threads-1) only selects scratch memory.
+// Runs function(argument, task, thread) for every task in 0..tasks-1. Every thread begins with the same part of them in
+// every run, so that it finds in its cache what it left there (tasks go by images), and who is done helps the others: a
+// result must depend on the task alone, never on the thread; `thread` (0..threads-1) only selects scratch memory.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);

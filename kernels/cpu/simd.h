@@ -95,6 +95,7 @@ PN_INLINE vec maximum(vec a, vec b) {
   return a > b ? a : b;
 #endif
 }
+
 // n < 0 ? 0 : n, so that not-a-number passes through: x86's maximum gives its second operand then.
 PN_INLINE vec relu(vec v) {
 #if PN_VECTOR_BYTES == 64

@@ -99,15 +99,9 @@ public sealed unsafe partial class ReferenceBackend
         foreach (var gradient in new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount))
         {
             Require(gradient.G != 0);
-            var g = Load(gradient.G, y.Length);
-            var coefficients = LoadOptional(gradient.Coefficients, 3 * a.Channels);
-            for (var i = 0; i < y.Length; i++)
-            {
-                var c = i % a.Channels;
-                dy[i] += coefficients == null
-                    ? g[i]
-                    : coefficients[c] * g[i] + coefficients[a.Channels + c] * y[i] + coefficients[2 * a.Channels + c];
-            }
+            var own = RawGradient(gradient.G, gradient.Coefficients, y, PoolPixels(a), a.Channels, 0, a.Channels);
+            for (var i = 0; i < dy.Length; i++)
+                dy[i] += own[i];
         }
         return (dy, argmax);
     }

@@ -150,10 +150,12 @@ public sealed unsafe partial class ReferenceBackend : Backend
     /// The gradient of a raw output, dy = a g + b y + c, of channels first..first + count of [pixels, channels]; g where there are no
     /// coefficients.
     /// </summary>
-    private static double[] RawGradient(nint g, nint coefficients, nint y, long pixels, int channels, int first, int count)
+    private static double[] RawGradient(nint g, nint coefficients, nint y, long pixels, int channels, int first, int count) =>
+        RawGradient(g, coefficients, coefficients == 0 ? [] : Load(y, pixels * channels), pixels, channels, first, count);
+
+    private static double[] RawGradient(nint g, nint coefficients, double[] y, long pixels, int channels, int first, int count)
     {
         var gradient = Load(g, pixels * channels);
-        var output = coefficients == 0 ? null : Load(y, pixels * channels);
         var abc = LoadOptional(coefficients, 3 * channels);
         var dy = new double[pixels * count];
         for (var p = 0; p < pixels; p++)
@@ -163,7 +165,7 @@ public sealed unsafe partial class ReferenceBackend : Backend
                 var i = p * channels + c;
                 dy[p * count + k] = abc == null
                     ? gradient[i]
-                    : abc[c] * gradient[i] + abc[channels + c] * output![i] + abc[2 * channels + c];
+                    : abc[c] * gradient[i] + abc[channels + c] * y[i] + abc[2 * channels + c];
             }
         return dy;
     }

@@ -16,7 +16,7 @@ internal sealed class PtxModules
 
     private static readonly int[] Targets = [80, 70];
 
-    private readonly Dictionary<string, string> _resourceOf = [];
+    private readonly Dictionary<string, Resource> _resourceOf = [];
 
     private PtxModules(int target) => Target = target;
 
@@ -47,9 +47,25 @@ internal sealed class PtxModules
     /// The module that has just this kernel, on the lines where the resource has it (its other kernels' lines are empty); null: there is no such
     /// kernel.
     /// </summary>
-    public byte[]? ModuleOf(string kernel) => _resourceOf.TryGetValue(kernel, out var resource)
-        ? Encoding.ASCII.GetBytes(string.Join('\n', Lines(resource).Select(line => line.Kernel == null || line.Kernel == kernel ? line.Text : "")))
-        : null;
+    public byte[]? ModuleOf(string kernel)
+    {
+        if (!_resourceOf.TryGetValue(kernel, out var resource))
+            return null;
+        var text = resource.Text.AsSpan();
+        using var module = new MemoryStream();
+        var at = 0;
+        foreach (var (other, lines) in resource.Kernels)
+        {
+            if (other == kernel)
+                continue;
+            module.Write(text[at..lines.Start.Value]);
+            for (var left = text[lines].Count((byte)'\n'); left > 0; left--)
+                module.WriteByte((byte)'\n');
+            at = lines.End.Value;
+        }
+        module.Write(text[at..]);
+        return module.ToArray();
+    }
 
     public static byte[] Read(string resource)
     {
@@ -62,34 +78,33 @@ internal sealed class PtxModules
     private static IEnumerable<string> Resources() => Assembly.GetExecutingAssembly().GetManifestResourceNames()
         .Where(name => name.StartsWith(Folder, StringComparison.Ordinal) && name.EndsWith(Extension, StringComparison.Ordinal));
 
-    private void Add(string resource)
+    private void Add(string name)
     {
-        const string version = ".version ";
-        foreach (var (text, kernel) in Lines(resource))
+        const string version = ".version ", entry = ".entry ";
+        var resource = new Resource(Read(name), []);
+        var (kernel, first, at) = ((string?)null, 0, 0);
+        foreach (var line in Encoding.ASCII.GetString(resource.Text).Split('\n'))
         {
-            if (kernel != null)
+            if (line.IndexOf(entry, StringComparison.Ordinal) is >= 0 and var begin)
+            {
+                (kernel, first) = (line[(begin + entry.Length)..].Split('(')[0].Trim(), at);
+            }
+            else if (kernel != null && line == "}")
+            {
+                resource.Kernels.Add((kernel, first..(at + line.Length)));
                 _resourceOf.TryAdd(kernel, resource);
-            else if (text.StartsWith(version, StringComparison.Ordinal))
+                kernel = null;
+            }
+            else if (kernel == null && line.StartsWith(version, StringComparison.Ordinal))
             {
                 // Since CUDA 11.0 brought PTX 7.0, the two count alike.
-                var parts = text[version.Length..].Split('.');
+                var parts = line[version.Length..].Split('.');
                 DriverVersion = Math.Max(DriverVersion, 1000 * (int.Parse(parts[0]) + 4) + 10 * int.Parse(parts[1]));
             }
+            at += line.Length + 1;
         }
     }
 
-    /// <summary>The lines of a resource, each with the kernel that it belongs to; null: it is common to all.</summary>
-    private static IEnumerable<(string Text, string? Kernel)> Lines(string resource)
-    {
-        const string entry = ".entry ";
-        string? kernel = null;
-        foreach (var text in Encoding.ASCII.GetString(Read(resource)).Split('\n'))
-        {
-            if (text.IndexOf(entry, StringComparison.Ordinal) is >= 0 and var at)
-                kernel = text[(at + entry.Length)..].Split('(')[0].Trim();
-            yield return (text, kernel);
-            if (text == "}")
-                kernel = null;
-        }
-    }
+    /// <summary>An embedded module: its text, and the part of it that belongs to each kernel.</summary>
+    private sealed record Resource(byte[] Text, List<(string Kernel, Range Lines)> Kernels);
 }

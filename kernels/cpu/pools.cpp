@@ -62,18 +62,13 @@ PoolShape shape_of(const pn_pool* a) { return {a->height, a->width, a->channels,
 int64_t pooled_floats(const PoolShape& shape) { return (shape.out_row() + 15) / 16 * 16; }
 
 template <bool Max>
-void pool_row(const PoolShape& shape, const float* x, int row, void* memory, float* y) {
-  pool_rows(shape, x, row, 1, memory, Max ? y : nullptr, Max ? nullptr : y);
-}
-
-template <bool Max>
 void forward_image(const pn_pool* a, int64_t image, float* memory) {
   const PoolShape shape = shape_of(a);
   const int out_height = shape.out_height(), out_width = shape.out_width(), channels = a->channels;
   const float* x = a->x + image * a->height * shape.row();
   for (int oy = 0; oy < out_height; oy++) {
     float* y = a->y ? a->y + (image * out_height + oy) * shape.out_row() : memory;
-    pool_row<Max>(shape, x, oy, memory + pooled_floats(shape), y);
+    pool_rows(shape, x, oy, 1, memory + pooled_floats(shape), Max ? y : nullptr, Max ? nullptr : y);
     if (!a->statistics) continue;
     float* mean = a->statistics + image * 2 * channels;
     add_statistics(y, int64_t(oy) * out_width, out_width, channels, mean, mean + channels);
@@ -214,7 +209,7 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
       if (Max)
         maxima.next(y, ring.argmax + ready % 3 * ring.pitch + channels);
       else if (needs_y)
-        pool_row<false>(shape, x, ready, pool_memory, y);
+        pool_rows(shape, x, ready, 1, pool_memory, nullptr, y);
       gradient_row<Max>(a, image, ready, needs_y ? y : nullptr, ring);
     }
     for (int phase = 0; phase < min(stride, width); phase++, dx += channels) {

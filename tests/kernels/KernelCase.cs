@@ -8,7 +8,6 @@ namespace PerturbNas.Tests.Kernels;
 public enum BufferKind
 {
     Real,
-    Byte,
     Int32,
     Int64,
     Double,
@@ -57,7 +56,6 @@ public sealed record KernelBuffer(
     public int ElementSize(int real) => Kind switch
     {
         BufferKind.Real => real,
-        BufferKind.Byte => 1,
         BufferKind.Int32 => 4,
         _ => 8,
     };

@@ -38,7 +38,6 @@ public sealed class KernelRun : IDisposable
         var bytes = ReadBytes(buffer);
         return buffer.Kind switch
         {
-            BufferKind.Byte => Array.ConvertAll(bytes, value => (double)value),
             BufferKind.Int32 => Array.ConvertAll(MemoryMarshal.Cast<byte, int>(bytes).ToArray(), value => (double)value),
             BufferKind.Int64 => Array.ConvertAll(MemoryMarshal.Cast<byte, long>(bytes).ToArray(), value => (double)value),
             _ => MemoryMarshal.Cast<byte, double>(bytes).ToArray(),
@@ -67,8 +66,6 @@ public sealed class KernelRun : IDisposable
             Array.Fill(block, Sentinel);
             if (values == null)
                 block.AsSpan(Guard, (int)Size(buffer)).Fill(0xFF); // not-a-number in every real format
-            else if (buffer.Kind == BufferKind.Byte)
-                Array.ConvertAll(values, value => (byte)value).CopyTo(block.AsSpan(Guard));
             _backend.Write(_addresses[buffer.Name] - Guard, MemoryMarshal.Cast<byte, int>(block));
             if (values != null && buffer.Kind == BufferKind.Real)
                 Write(buffer, values);

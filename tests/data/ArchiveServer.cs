@@ -49,8 +49,9 @@ internal sealed class ArchiveServer : IDisposable
             {
                 client = await _listener.AcceptTcpClientAsync();
             }
-            catch (SocketException)
+            catch (Exception e) when (e is SocketException or InvalidOperationException)
             {
+                // Stopped while it waited, or before it could.
                 return;
             }
             using (client)

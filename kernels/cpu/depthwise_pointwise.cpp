@@ -163,46 +163,48 @@ void depthwise_row(const float* in, const int64_t* offsets, int rows, const floa
   }
 }
 
-// gradient[k] += sum over rows r and pixels p of in_r[p * S + k * D] * dz_r[p]; dz is zero in 0 <= p < count rounded up
-// to 4 where there is no pixel.
-typedef void DepthwiseGradient(const float* in, const int64_t* in_offsets, const float* dz, const int64_t* dz_offsets,
-                               int rows, int count, float* gradient);
+// One row of taps of a depthwise product and of its weights' gradient, which read the same pixels:
+// out[p] (+)= sum over taps k of in[p * S + k * D] * weights[k], gradient[k] += sum over p of in[p * S + k * D] * dz[p]
+// for 0 <= p < count rounded up to kRowPixels; dz is zero there where there is no pixel.
+typedef void DepthwiseWithGradient(const float* in, const float* weights, bool add, float* out, const float* dz,
+                                   float* gradient, int count);
 
 template <int K, int S, int D>
-void depthwise_gradient(const float* in, const int64_t* in_offsets, const float* dz, const int64_t* dz_offsets,
-                        int rows, int count, float* gradient) {
-  constexpr int P = 4, span = (P - 1) * S + (K - 1) * D + 1;
-  constexpr int sets = K == 3 ? (kManyRegisters ? 4 : 2) : K == 5 || kManyRegisters ? 2 : 1;  // covers the FMA latency
-  vec sum[K][sets];
+void depthwise_with_gradient(const float* in, const float* weights, bool add, float* out, const float* dz,
+                             float* gradient, int count) {
+  constexpr int P = kManyRegisters ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
+  constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
+  vec w[K], total[K][sets];
 #pragma GCC unroll 8
-  for (int k = 0; k < K; k++)
-#pragma GCC unroll 4
-    for (int s = 0; s < sets; s++) sum[k][s] = vec{};
-  for (int r = 0; r < rows; r++) {
-    const float* row = in + in_offsets[r];
-    const float* g = dz + dz_offsets[r];
-    for (int p0 = 0; p0 < count; p0 += P, row += P * S * L, g += P * L) {
-      vec d[P];
-#pragma GCC unroll 4
-      for (int p = 0; p < P; p++) d[p] = load(g + p * L);
+  for (int k = 0; k < K; k++) {
+    w[k] = load(weights + k * L);
+    total[k][0] = load(gradient + k * L);
+    if (sets > 1) total[k][sets - 1] = vec{};
+  }
+  for (int p0 = 0; p0 < count; p0 += P, in += P * S * L, out += P * L, dz += P * L) {
+    vec sum[P], d[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) {
+      sum[p] = add ? load(out + p * L) : vec{};
+      d[p] = load(dz + p * L);
+    }
 #pragma GCC unroll 32
-      for (int i = 0; i < span; i++) {
-        const vec v = load(row + i * L);
+    for (int i = 0; i < span; i++) {
+      const vec v = load(in + i * L);
 #pragma GCC unroll 8
-        for (int k = 0; k < K; k++) {
-          const int p = i - k * D;
-          if (p >= 0 && p % S == 0 && p / S < P) sum[k][p / S % sets] += v * d[p / S];
+      for (int k = 0; k < K; k++) {
+        const int p = i - k * D;
+        if (p >= 0 && p % S == 0 && p / S < P) {
+          sum[p / S] += v * w[k];
+          total[k][p / S % sets] += v * d[p / S];
         }
       }
     }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) store(out + p * L, sum[p]);
   }
 #pragma GCC unroll 8
-  for (int k = 0; k < K; k++) {
-    vec total = sum[k][0];
-#pragma GCC unroll 4
-    for (int s = 1; s < sets; s++) total += sum[k][s];
-    store(gradient + k * L, load(gradient + k * L) + total);
-  }
+  for (int k = 0; k < K; k++) store(gradient + k * L, sets > 1 ? total[k][0] + total[k][sets - 1] : total[k][0]);
 }
 
 DepthwiseRow* select_row(int taps, int stride, int dilation) {
@@ -227,15 +229,15 @@ DepthwiseRow* select_row(int taps, int stride, int dilation) {
 }
 
 template <int S, int D>
-DepthwiseGradient* select_gradient(int kernel) {
-  return kernel == 3   ? depthwise_gradient<3, S, D>
-         : kernel == 5 ? depthwise_gradient<5, S, D>
-                       : depthwise_gradient<7, S, D>;
+DepthwiseWithGradient* select_with_gradient(int kernel) {
+  return kernel == 3   ? depthwise_with_gradient<3, S, D>
+         : kernel == 5 ? depthwise_with_gradient<5, S, D>
+                       : depthwise_with_gradient<7, S, D>;
 }
-DepthwiseGradient* select_gradient(const Shape& s) {
-  return s.stride == 2     ? select_gradient<2, 1>(s.kernel)
-         : s.dilation == 2 ? select_gradient<1, 2>(s.kernel)
-                           : select_gradient<1, 1>(s.kernel);
+DepthwiseWithGradient* select_with_gradient(const Shape& s) {
+  return s.stride == 2     ? select_with_gradient<2, 1>(s.kernel)
+         : s.dilation == 2 ? select_with_gradient<1, 2>(s.kernel)
+                           : select_with_gradient<1, 1>(s.kernel);
 }
 
 // The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
@@ -685,13 +687,13 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
 // What a backward call computes, the memory it needs for that, and its packed weights.
 struct BackwardCall {
   Shape s;
-  bool want_dx, want_depthwise, want_pointwise;
+  bool want_dx, want_weights;
   int tile_rows, row_pixels;
   int64_t plane;  // of dy and z
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
-  DepthwiseRow *forward, *backward[2];
-  DepthwiseGradient* gradient;
+  DepthwiseWithGradient* forward;
+  DepthwiseRow* backward[2];
   bool streamed;  // dx goes past the cache
   FinishRow* finish;
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
@@ -704,14 +706,12 @@ struct BackwardCall {
   explicit BackwardCall(const pn_depthwise_pointwise& a)
       : s(a), columns{phase_of(s, 0, s.grid_w), phase_of(s, s.stride - 1, s.grid_w)} {
     want_dx = a.dx || a.gradient_sums;
-    want_depthwise = a.d_depthwise;
-    want_pointwise = a.d_pointwise;
+    want_weights = a.d_depthwise;
     row_pixels = round_up(s.out_w, 8);
     tile_rows = s.tile_rows(row_pixels, max(s.in_vectors, s.out_vectors),
-                            want_depthwise || want_pointwise ? kBackwardTileBytes : kInputGradientTileBytes);
+                            want_weights ? kBackwardTileBytes : kInputGradientTileBytes);
     plane = int64_t(tile_rows) * row_pixels * L;
-    forward = select_row(s.kernel, s.stride, s.dilation);
-    gradient = select_gradient(s);
+    forward = select_with_gradient(s);
     // The gradient of a raw tensor is read when the batch is done; that of another one may be added to soon.
     streamed =
         a.x_normalization && !a.accumulate && is_streamed(a.dx, a.in_channels, a.dx ? a.images * s.in_size() : 0);
@@ -731,21 +731,19 @@ struct BackwardCall {
     for (int q = 0; q < s.stride; q++)
       dz_ring.width = max(dz_ring.width, dz_ring.left + columns[q].t + round_up(columns[q].count, kRowPixels));
     dy_size = plane * s.out_vectors;
-    z_size = want_pointwise ? plane * s.in_vectors : 0;
-    x_size = want_depthwise || want_pointwise ? x_ring.floats(s.in_vectors) : 0;
-    dz_size = want_depthwise || want_dx ? dz_ring.floats(s.in_vectors) : 0;
+    z_size = want_weights ? plane * s.in_vectors : 0;
+    x_size = want_weights ? x_ring.floats(s.in_vectors) : 0;
+    dz_size = dz_ring.floats(s.in_vectors);
     contribution_size = want_dx ? int64_t(s.width + 2 * kRowPixels * s.step) * L : 0;
     sums_size = want_dx ? int64_t(s.in_vectors) * (2 + 4) * L : 0;
     unwanted_size = want_dx && !a.dx ? int64_t(s.width) * s.in_channels : 0;
     local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size + unwanted_size;
-    taps_size = want_depthwise ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
-    matrix_size = want_pointwise ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
+    taps_size = want_weights ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
+    matrix_size = want_weights ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
     kernel_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
     transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
   }
-  int gradient_rows() const {
-    return (want_depthwise ? s.kernel * s.kernel : 0) + (want_pointwise ? s.in_channels : 0);
-  }
+  int gradient_rows() const { return want_weights ? s.kernel * s.kernel + s.in_channels : 0; }
   int64_t gradient_size() const { return taps_size + matrix_size; }
 };
 
@@ -788,7 +786,8 @@ void tile_reads(const BackwardCall& call, const pn_depthwise_pointwise& a, int64
   const int64_t size = int64_t(end - oy) * s.out_w * s.out_channels;
   ahead[0] = {a.g + offset, a.g + offset + size};
   ahead[1] = a.coefficients ? Ahead{a.y + offset, a.y + offset + size} : Ahead{};
-  ahead[2] = call.x_size ? input_ahead(s, a.x + image * s.in_size(), oy == 0 ? 0 : input_end(s, oy), end) : Ahead{};
+  ahead[2] =
+      call.want_weights ? input_ahead(s, a.x + image * s.in_size(), oy == 0 ? 0 : input_end(s, oy), end) : Ahead{};
 }
 
 void backward_reads_first(const void* args, const void* shared, int64_t image, Ahead* next) {
@@ -815,8 +814,8 @@ void backward_image(const CallImage& run) {
   float* contribution = dz.memory + call.dz_size;
   float* sums = contribution + call.contribution_size;
   float* normalization = sums + s.in_vectors * 2 * L;
-  if (call.x_size) x.clear_margins(s.in_vectors, s.grid_w);
-  if (call.dz_size) dz.clear_margins(s.in_vectors, call.row_pixels);
+  if (call.want_weights) x.clear_margins(s.in_vectors, s.grid_w);
+  dz.clear_margins(s.in_vectors, call.row_pixels);
   for (int64_t i = 0; i < call.contribution_size + call.sums_size; i += L) store(contribution + i, vec{});
   if (call.want_dx && a.x_normalization)
     for (int v = 0; v < s.in_vectors; v++)
@@ -830,42 +829,32 @@ void backward_image(const CallImage& run) {
     load_gradient(s, a, image, oy, end, call.row_pixels, dy, call.plane);
     Ahead ahead[3] = {run.next[0], run.next[1], run.next[2]};
     if (end < s.out_h) tile_reads(call, a, image, end, ahead);
-    if (call.dz_size)
-      for (int row = oy; row < end; row++)
-        product(dy + int64_t(row - oy) * call.row_pixels * L, call.plane, call.row_pixels, s.out_channels,
-                call.transposed, s.in_vectors, ahead,
-                [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
-                  float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
+    for (int row = oy; row < end; row++)
+      product(dy + int64_t(row - oy) * call.row_pixels * L, call.plane, call.row_pixels, s.out_channels,
+              call.transposed, s.in_vectors, ahead,
+              [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+                float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
 #pragma GCC unroll 16
-                  for (int p = 0; p < P; p++)
+                for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
-                });
-    if (call.x_size)
+                  for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
+              });
+    if (call.want_weights) {
       for (const int needed = input_end(s, end); filled < needed; filled++)
         fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
-    if (call.want_pointwise) {
-      for (int row = oy; row < end; row++)
-        depthwise(s, x, call.forward, call.depthwise, row, z + int64_t(row - oy) * call.row_pixels * L, call.plane);
+      for (int row = oy; row < end; row++) {
+        const TapRows taps(x, row * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+        for (int v = 0; v < s.in_vectors; v++)
+          for (int i = 0; i < taps.count; i++) {
+            const int64_t tap = (v * kernel_taps + (taps.first + i) * s.kernel) * L;
+            call.forward(x.memory + v * x.plane() + taps.offsets[i], call.depthwise + tap, i > 0,
+                         z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
+                         dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, s.out_w);
+          }
+      }
       product_gradient(z, call.plane, dy, call.plane, rows * call.row_pixels, s.in_channels, s.out_vectors,
                        d_pointwise);
     }
-    if (call.want_depthwise)
-      for (int k = 0; k < s.kernel; k++) {
-        int64_t x_offsets[64], dz_offsets[64];  // a long tile takes several rounds
-        for (int row = oy; row < end;) {
-          int count = 0;
-          for (; row < end && count < 64; row++) {
-            const int grid_row = row * s.stride - s.padding + k * s.dilation;
-            if (grid_row < 0 || grid_row >= s.grid_h) continue;
-            x_offsets[count] = x.offset(grid_row);
-            dz_offsets[count++] = dz.offset(row);
-          }
-          for (int v = 0; v < s.in_vectors; v++)
-            call.gradient(x.memory + v * x.plane(), x_offsets, dz.memory + v * dz.plane() + dz.left * L, dz_offsets,
-                          count, s.out_w, d_depthwise + (v * kernel_taps + k * s.kernel) * L);
-        }
-      }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
   if (call.streamed) stream_fence();
@@ -882,11 +871,13 @@ int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
   PN_REQUIRE(a->variants == 1, "%s: there must be one variant, not %d", name, a->variants);
   PN_REQUIRE(a->g, "%s: g must not be null", name);
   PN_REQUIRE(!a->coefficients || a->y, "%s: coefficients need y, which is null", name);
+  PN_REQUIRE(!a->d_depthwise == !a->d_pointwise,
+             "%s: needs d_depthwise and d_pointwise or neither, but only one is null", name);
   PN_REQUIRE(!a->gradient_sums || a->x_normalization, "%s: gradient_sums need x_normalization, which is null", name);
   const BackwardCall call(*a);
   const int64_t partial_size = min(a->images, kPartialSums) * call.gradient_size();
   *needs = {
-      a->images,           call.want_dx || partial_size ? 1 : 0,
+      a->images,           call.want_dx || call.want_weights ? 1 : 0,
       partial_size > 0,    kPlanBytes<BackwardCall> + 4 * (2 * call.kernel_size + call.transposed_size + partial_size),
       4 * call.local_size, call.gradient_rows()};
   return PN_OK;
@@ -916,14 +907,13 @@ void finish_gradient_row(const void* args, const void* shared, int64_t row) {
     for (int g = 0; g < groups; g++) sum += load(from + g * call.gradient_size());
     store_partial(to, sum, n);
   };
-  const int64_t taps = call.want_depthwise ? kernel_taps : 0;
-  if (row < taps) {
+  if (row < kernel_taps) {
     for (int v = 0; v < s.in_vectors; v++)
       sum_groups(call.partial_sums + (v * kernel_taps + row) * L, a.d_depthwise + row * s.in_channels + v * L,
                  s.in_channels - v * L);
     return;
   }
-  row -= taps;
+  row -= kernel_taps;
   for_blocks(s.out_vectors, [&](auto width, int v0) {
     constexpr int V = decltype(width)::value;
     for (int v = 0; v < V; v++)

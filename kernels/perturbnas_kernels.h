@@ -78,8 +78,8 @@ typedef struct {
   const float* coefficients;    /* backward: [3, Cout] or null */
   float* dx;            /* backward: [N, H, W, Cin] gradient with respect to n (x after x_normalization), or null */
   float* gradient_sums; /* backward: [N, 2, Cin] of dx and xhat; only with x_normalization, or null */
-  float* d_depthwise;   /* backward: [K*K][Cin] or null */
-  float* d_pointwise;   /* backward: [Cin][Cout] or null */
+  float* d_depthwise;   /* backward: [K*K][Cin], or null with d_pointwise */
+  float* d_pointwise;   /* backward: [Cin][Cout], or null with d_depthwise */
   int32_t variants, images, height, width, in_channels, out_channels;
   int32_t kernel, stride, dilation;
   int32_t accumulate; /* backward: add to dx */

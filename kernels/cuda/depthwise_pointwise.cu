@@ -412,7 +412,7 @@ PN_DEVICE void backward_weights(const Launch& l) {
   float* dy = dz + tile_floats();
   const int channel = block_index().y * kDepth, channels = l.a.in_channels, out_channels = l.a.out_channels;
   const int column0 = block_index().z * l.columns, columns = min(l.columns, out_channels - column0);
-  const bool want_taps = l.d_depthwise && block_index().z == 0, want_matrix = l.d_pointwise;
+  const bool want_taps = block_index().z == 0;
   const PendingGradient gradient = {
       l.a.g, l.a.y, l.a.coefficients, out_channels,
       (out_channels & 3) == 0 && is_aligned16(l.a.g) && is_aligned16(l.a.y) && is_aligned16(l.a.coefficients)};
@@ -435,25 +435,24 @@ PN_DEVICE void backward_weights(const Launch& l) {
         const int left = inside ? channels - channel - quad * 4 : 0;
         store4(dz + tile_offset(p + row, quad), load_channels(from, left, (channels & 3) == 0));
       }
-    if (want_matrix)
-      gradient.load_tile(dy, l.columns, column0, columns, threads, [&](int p) {
-        const int row = p >> l.tiles.width_shift, column = p - (row << l.tiles.width_shift);
-        return place.holds(row, column) ? (first + int64_t(row) * l.out_width + column) * out_channels : -1;
-      });
+    gradient.load_tile(dy, l.columns, column0, columns, threads, [&](int p) {
+      const int row = p >> l.tiles.width_shift, column = p - (row << l.tiles.width_shift);
+      return place.holds(row, column) ? (first + int64_t(row) * l.out_width + column) * out_channels : -1;
+    });
     copies_done();
     barrier();
-    if (want_matrix) depthwise_tile<K, S>(z, l, window, taps);
+    depthwise_tile<K, S>(z, l, window, taps);
     if (want_taps) tap_gradient.add(l, window, dz);
     barrier();
-    if (want_matrix) matrix.add(z, l.tiles.width_shift, dy, l.columns);
+    matrix.add(z, l.tiles.width_shift, dy, l.columns);
     barrier();
   }
   const int64_t rows = min(kDepth, channels - channel);
-  if (want_matrix)
-    matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0,
-                  out_channels, rows, columns);
-  if (want_matrix && want_taps) barrier();
-  if (want_taps) tap_gradient.finish(pn_shared, l.d_depthwise + group * K * K * channels + channel, channels, rows);
+  matrix.finish(pn_shared, l.columns, l.d_pointwise + (group * channels + channel) * out_channels + column0,
+                out_channels, rows, columns);
+  if (!want_taps) return;
+  barrier();
+  tap_gradient.finish(pn_shared, l.d_depthwise + group * K * K * channels + channel, channels, rows);
 }
 
 }  // namespace

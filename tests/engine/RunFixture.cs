@@ -16,7 +16,8 @@ internal sealed class RunFixture : IDisposable
     /// <param name="threads">Threads of the CPU backend.</param>
     /// <param name="method">darts or blank.</param>
     /// <param name="device">What to compute on.</param>
-    public RunFixture(int threads = 1, string method = "darts", string device = "cpu")
+    /// <param name="configure">Changes the search's configuration.</param>
+    public RunFixture(int threads = 1, string method = "darts", string device = "cpu", Func<SearchConfiguration, SearchConfiguration>? configure = null)
     {
         (_threads, Device) = (threads, device);
         Configuration = new SearchConfiguration
@@ -34,6 +35,8 @@ internal sealed class RunFixture : IDisposable
             ValidLimit = 6,
             Cutout = 16,
         };
+        if (configure is not null)
+            Configuration = configure(Configuration);
         using var backend = NewBackend();
         using var run = RunDirectory.Open(Folder);
         using var experiment = Experiment.Create(run, Configuration, backend, initialFile: null);
@@ -94,6 +97,18 @@ internal sealed class RunFixture : IDisposable
         using var experiment = Experiment.Open(run, backend);
         using var selection = resume ? SelectionRun.Resume(experiment, configuration) : SelectionRun.Start(experiment, configuration);
         return Completes(cancelAfter, (progress, cancellation) => selection.Run(progress, cancellation), phase);
+    }
+
+    /// <summary>Brings the run where another one of the same configuration is.</summary>
+    public void CopyFrom(RunFixture other)
+    {
+        Directory.Delete(Folder, true);
+        foreach (var file in Directory.EnumerateFiles(other.Folder, "*", SearchOption.AllDirectories))
+        {
+            var target = Path.Combine(Folder, Path.GetRelativePath(other.Folder, file));
+            Directory.CreateDirectory(Path.GetDirectoryName(target)!);
+            File.Copy(file, target);
+        }
     }
 
     public void Dispose() => _folder.Dispose();

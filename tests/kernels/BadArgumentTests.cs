@@ -26,6 +26,8 @@ public sealed unsafe class BadArgumentTests : IDisposable
             (b, m) => b.DepthwisePointwiseBackward(m.DepthwisePointwise() with { Variants = 2 }),
         ["depthwise_pointwise_backward: coefficients without y"] =
             (b, m) => b.DepthwisePointwiseBackward(m.DepthwisePointwise() with { Y = 0 }),
+        ["depthwise_pointwise_backward: only one of the weights' gradients"] =
+            (b, m) => b.DepthwisePointwiseBackward(m.DepthwisePointwise() with { DPointwise = 0 }),
         ["depthwise_pointwise_backward: sums without normalization"] =
             (b, m) => b.DepthwisePointwiseBackward(m.DepthwisePointwise() with { XNormalization = 0 }),
 

@@ -32,15 +32,18 @@ public unsafe partial class CudaBackend
         Require(a.Variants == 1, $"there must be one variant, not {a.Variants}", name);
         Require(a.G != 0, "g must not be null", name);
         Require(a.Coefficients == 0 || a.Y != 0, "coefficients need y, which is null", name);
+        Require((a.DDepthwise == 0) == (a.DPointwise == 0), "needs d_depthwise and d_pointwise or neither, but only one is null", name);
         Require(a.GradientSums == 0 || a.XNormalization != 0, "gradient_sums need x_normalization, which is null", name);
         var wantInput = a.Dx != 0 || a.GradientSums != 0;
-        var wantWeights = a.DDepthwise != 0 || a.DPointwise != 0;
+        var wantWeights = a.DDepthwise != 0;
+        if (!wantInput && !wantWeights)
+            return;
 
         var (weights, stride) = OnGrid(a);
         weights.Tiles = CoverWith(weights.OutHeight, weights.OutWidth, a.Kernel, stride, weights.Dilation);
         var outTiles = (long)a.Images * weights.Tiles.Count;
         var (chunks, columns) = (Ceiling(a.InChannels, Chunk), BlockColumns(a.OutChannels, EnoughBlocks));
-        var columnBlocks = a.DPointwise != 0 ? Ceiling(a.OutChannels, columns) : 1;
+        var columnBlocks = Ceiling(a.OutChannels, columns);
         weights.Columns = columns;
         weights.Groups = TileGroups(outTiles, chunks * columnBlocks);
 
@@ -53,35 +56,34 @@ public unsafe partial class CudaBackend
 
         var (taps, matrix, sumsApart) = (a.Kernel * a.Kernel * a.InChannels, a.InChannels * a.OutChannels, input.Tiles.Count > 1);
         var plan = new ScratchPlan();
-        var dz = plan.Floats(wantInput || a.DDepthwise != 0 ? (long)a.Images * weights.OutHeight * weights.OutWidth * a.InChannels : 0);
+        var dz = plan.Floats((long)a.Images * weights.OutHeight * weights.OutWidth * a.InChannels);
         var sums = plan.Floats(a.GradientSums != 0 && sumsApart ? inTiles * 2 * a.InChannels : 0);
-        var partialTaps = plan.Floats(a.DDepthwise != 0 && weights.Groups > 1 ? (long)weights.Groups * taps : 0);
-        var partialMatrix = plan.Floats(a.DPointwise != 0 && weights.Groups > 1 ? (long)weights.Groups * matrix : 0);
+        var partialTaps = plan.Floats(wantWeights && weights.Groups > 1 ? (long)weights.Groups * taps : 0);
+        var partialMatrix = plan.Floats(wantWeights && weights.Groups > 1 ? (long)weights.Groups * matrix : 0);
         var scratch = Scratch(plan.Bytes);
         input.Dz = weights.Dz = scratch + (nint)dz;
         input.Sums = a.GradientSums != 0 && sumsApart ? scratch + (nint)sums : a.GradientSums;
         input.Counters = a.GradientSums != 0 && sumsApart ? Counters((long)a.Images * chunks) : 0;
-        weights.DDepthwise = a.DDepthwise != 0 && weights.Groups > 1 ? scratch + (nint)partialTaps : a.DDepthwise;
-        weights.DPointwise = a.DPointwise != 0 && weights.Groups > 1 ? scratch + (nint)partialMatrix : a.DPointwise;
+        weights.DDepthwise = wantWeights && weights.Groups > 1 ? scratch + (nint)partialTaps : a.DDepthwise;
+        weights.DPointwise = wantWeights && weights.Groups > 1 ? scratch + (nint)partialMatrix : a.DPointwise;
 
-        if (wantInput || a.DDepthwise != 0)
-            LaunchPointwiseInputGradient(new()
+        LaunchPointwiseInputGradient(new()
+        {
+            A = new()
             {
-                A = new()
-                {
-                    Weight = a.Pointwise,
-                    Y = a.Y,
-                    G = a.G,
-                    Coefficients = a.Coefficients,
-                    PartCount = 1,
-                    Images = a.Images,
-                    Height = weights.OutHeight,
-                    Width = weights.OutWidth,
-                    OutChannels = a.OutChannels,
-                    Stride = 1,
-                    YChannels = a.OutChannels,
-                },
-            }, [new() { Dx = weights.Dz, Variants = 1, Channels = a.InChannels }]);
+                Weight = a.Pointwise,
+                Y = a.Y,
+                G = a.G,
+                Coefficients = a.Coefficients,
+                PartCount = 1,
+                Images = a.Images,
+                Height = weights.OutHeight,
+                Width = weights.OutWidth,
+                OutChannels = a.OutChannels,
+                Stride = 1,
+                YChannels = a.OutChannels,
+            },
+        }, [new() { Dx = weights.Dz, Variants = 1, Channels = a.InChannels }]);
         if (wantInput)
             Launch(a.Stride == 1 ? $"{name}_input_k{a.Kernel}" : $"{name}_strided_input", new(checked((int)inTiles), chunks),
                 new(input.Tiles.Pixels), input, sizeof(float) * (input.Tiles.WindowFloats + Chunk * a.Kernel * a.Kernel));
@@ -100,14 +102,14 @@ public unsafe partial class CudaBackend
                 Partial = weights.DDepthwise,
                 Out = a.DDepthwise,
                 Count = taps,
-                Parts = a.DDepthwise != 0 ? weights.Groups : 0,
+                Parts = wantWeights ? weights.Groups : 0,
             },
             new PartialSum
             {
                 Partial = weights.DPointwise,
                 Out = a.DPointwise,
                 Count = matrix,
-                Parts = a.DPointwise != 0 ? weights.Groups : 0,
+                Parts = wantWeights ? weights.Groups : 0,
             });
     }
 

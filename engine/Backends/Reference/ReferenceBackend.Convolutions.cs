@@ -22,6 +22,7 @@ public sealed unsafe partial class ReferenceBackend
         Require(a.X != 0 && a.Depthwise != 0 && a.Pointwise != 0 && a.G != 0);
         Require(a.Coefficients == 0 || a.Y != 0);
         Require(a.GradientSums == 0 || a.XNormalization != 0);
+        Require((a.DDepthwise == 0) == (a.DPointwise == 0));
         var (oh, ow) = DepthwiseExtents(a);
         var depthwise = Load(a.Depthwise, a.Kernel * a.Kernel * a.InChannels);
         var pointwise = Load(a.Pointwise, a.InChannels * a.OutChannels);

@@ -48,7 +48,7 @@ public sealed class CudaRunTests : IDisposable
             for (; decided < expected.Count; decided++)
                 AssertSameDecision(expected[decided], actual[decided]);
 
-            bool SelectRound(RunFixture run) => run.Select(RunFixture.Selection, resume: round > 0, cancelAfter: 2, phase: "tuning");
+            bool SelectRound(RunFixture run) => run.Select(RunFixture.Selection, resume: round > 0, cancelAfter: 1, phase: "tuning");
         }
         Assert.True(decided > 28);
         Assert.Equal(cpu.SelectionBytes("genotype.txt"), cuda.SelectionBytes("genotype.txt"));
@@ -60,7 +60,7 @@ public sealed class CudaRunTests : IDisposable
             Epochs = 1,
             Batch = 8,
             Channels = 2,
-            TrainLimit = 16,
+            TrainLimit = 8,
             ValidLimit = 8,
         });
 

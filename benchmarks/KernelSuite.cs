@@ -201,13 +201,13 @@ internal static class KernelSuite
         foreach (var (c, side) in _levels.Take(SupernetLevels))
             AddGradients(new("convolution", batch, side, c, Out: c), o => KernelCases.Convolution(side, side, c, c, (3, 3), (1, 1), (1, 1), o));
 
-        foreach (var maximum in new[] { true, false })
+        // Each pool by itself, as the peers have it.
+        foreach (var (name, pooling) in new[] { ("max_pool_3x3", Pooling.Max3x3), ("avg_pool_3x3", Pooling.Avg3x3) })
         {
-            var name = maximum ? "max_pool_3x3" : "avg_pool_3x3";
             foreach (var (c, side) in _levels.Take(SupernetLevels))
-                entries.Add(new(KernelCases.Pool(maximum, side, side, c, 1, new(Images: batch)), new(name, batch, side, c)));
+                entries.Add(new(KernelCases.Pool([pooling], side, side, c, 1, new(Images: batch)), new(name, batch, side, c)));
             foreach (var (c, side) in _reduced.Take(SupernetReduced))
-                entries.Add(new(KernelCases.Pool(maximum, side, side, c, 2, new(Images: batch)), new(name, batch, side, c, Stride: 2)));
+                entries.Add(new(KernelCases.Pool([pooling], side, side, c, 2, new(Images: batch)), new(name, batch, side, c, Stride: 2)));
         }
 
         // The first and the last node of a cell of s5: two and five edges of seven operations; skip connections are not normalised.

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 #define PN_API __attribute__((visibility("default")))
-#define PN_ABI_VERSION 2
+#define PN_ABI_VERSION 3
 
 enum pn_status { PN_OK = 0, PN_INVALID_ARGUMENT = 1, PN_OUT_OF_MEMORY = 2, PN_NOT_SUPPORTED = 3 };
 
@@ -132,30 +132,31 @@ PN_API int32_t pn_convolution_forward(pn_context* context, const pn_convolution*
 PN_API int32_t pn_convolution_backward(pn_context* context, const pn_convolution* a);
 
 /*
- * Pooling 3x3, padding 1, with statistics; no ReLU before it. The average excludes padding. The maximum is the first
- * one in row-major order of the window (not-a-number wins). A pool is cheaper to compute again than to keep: the mixed
- * sum pools x itself (pn_term), so the forward pass need not write y, and backward takes x.
- *
- * Several consumers (edges) may pool the same x, each with a batch norm of its own: backward adds up their gradients.
+ * The operations without weights, for all nodes that take the same x through some of them: pooling 3x3 with padding 1,
+ * with statistics (no ReLU before it), and with stride 1 the skip connection, which is x itself. The average excludes
+ * padding. The maximum is the first one in row-major order of the window (not-a-number wins). A pool is cheaper to
+ * compute again than to keep: the mixed sum pools x itself (pn_term), so the forward pass need not write y, and
+ * backward takes x.
  */
+typedef enum { PN_POOL_NONE /* the skip connection */, PN_POOL_MAX_3X3, PN_POOL_AVG_3X3 } pn_pooling;
+
+/* Of one node: of every y that it takes, by pn_pooling, the gradient is a * g + b * y + c. */
 typedef struct {
-  const float* g;            /* [N, OH, OW, C] */
-  const float* coefficients; /* [3, C] or null: the gradient of y is a * g + b * y + c */
-} pn_pending_gradient;
+  const float* g;               /* [N, OH, OW, C] */
+  const float* coefficients[3]; /* [3, C], null: the node does not take this y */
+} pn_pool_gradient;
 
 typedef struct {
-  const float* x;                       /* [V, N, H, W, C] */
-  float* y;                             /* forward: [V, N, OH, OW, C] or null */
-  float* statistics;                    /* forward: [V, N, 2, C] or null */
-  const pn_pending_gradient* gradients; /* backward: gradient_count of them */
-  float* dx;                            /* backward: [N, H, W, C] */
+  const float* x;                    /* [V, N, H, W, C] */
+  float* y[3];                       /* forward, by pn_pooling: [V, N, OH, OW, C] or null; of none: null */
+  float* statistics[3];              /* forward, by pn_pooling: [V, N, 2, C] or null; of none: null */
+  const pn_pool_gradient* gradients; /* backward: gradient_count of them */
+  float* dx;                         /* backward: [N, H, W, C] */
   int32_t variants, images, height, width, channels, stride, gradient_count, accumulate;
 } pn_pool;
 
-PN_API int32_t pn_max_pool_3x3_forward(pn_context* context, const pn_pool* a);
-PN_API int32_t pn_max_pool_3x3_backward(pn_context* context, const pn_pool* a);
-PN_API int32_t pn_avg_pool_3x3_forward(pn_context* context, const pn_pool* a);
-PN_API int32_t pn_avg_pool_3x3_backward(pn_context* context, const pn_pool* a);
+PN_API int32_t pn_pool_3x3_forward(pn_context* context, const pn_pool* a);
+PN_API int32_t pn_pool_3x3_backward(pn_context* context, const pn_pool* a);
 
 /*
  * Batch norm (Ioffe & Szegedy 2015). Forward turns statistics (training) or running statistics (evaluation) into a
@@ -195,8 +196,6 @@ PN_API int32_t pn_batch_norm_backward(pn_context* context, const pn_batch_norm_b
  * The node's mixed sum: out[v] = sum over terms t of weights[v, index_t] * n_t[v or 0], n_t the term's (normalised)
  * value. With one term and weights null (= 1) it materialises a normalised activation.
  */
-typedef enum { PN_POOL_NONE, PN_POOL_MAX_3X3, PN_POOL_AVG_3X3 } pn_pooling;
-
 typedef struct {
   const float* y;             /* [variants, N, P, C]; pooled: what is to be pooled, [variants, N, H, W, C] */
   const float* normalization; /* [variants, 4, C] or null */
@@ -219,17 +218,6 @@ typedef struct {
 
 PN_API int32_t pn_mixed_sum_forward(pn_context* context, const pn_mixed_sum* a);
 PN_API int32_t pn_mixed_sum_backward(pn_context* context, const pn_mixed_sum* a);
-
-/* dx (+)= weight[0] * g, count elements: the gradient of a skip connection. weight null = 1. */
-typedef struct {
-  const float* g;
-  const float* weight;
-  float* dx;
-  int64_t count;
-  int32_t accumulate, reserved;
-} pn_scaled_copy;
-
-PN_API int32_t pn_scaled_copy_run(pn_context* context, const pn_scaled_copy* a);
 
 /* Global average pooling of a concatenation: out [V, N, Cin]; backward spreads g [N, Cin] / pixels over the parts' dx.
  */
@@ -333,10 +321,8 @@ PN_API int32_t pn_noise_normal(pn_context* context, const pn_noise* a);
 enum pn_kernel {
   PN_KERNEL_DEPTHWISE_POINTWISE_FORWARD = 0,
   PN_KERNEL_DEPTHWISE_POINTWISE_BACKWARD = 1,
-  PN_KERNEL_MAX_POOL_3X3_FORWARD = 2,
-  PN_KERNEL_MAX_POOL_3X3_BACKWARD = 3,
-  PN_KERNEL_AVG_POOL_3X3_FORWARD = 4,
-  PN_KERNEL_AVG_POOL_3X3_BACKWARD = 5
+  PN_KERNEL_POOL_3X3_FORWARD = 2,
+  PN_KERNEL_POOL_3X3_BACKWARD = 3
 };
 
 typedef struct {

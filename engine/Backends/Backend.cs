@@ -89,13 +89,9 @@ public abstract class Backend : IDisposable
 
     public abstract void ConvolutionBackward(in ConvolutionArgs a);
 
-    public abstract void MaxPoolForward(in PoolArgs a);
+    public abstract void PoolForward(in PoolArgs a);
 
-    public abstract void MaxPoolBackward(in PoolArgs a);
-
-    public abstract void AvgPoolForward(in PoolArgs a);
-
-    public abstract void AvgPoolBackward(in PoolArgs a);
+    public abstract void PoolBackward(in PoolArgs a);
 
     public abstract void BatchNormForward(in BatchNormForwardArgs a);
 
@@ -104,8 +100,6 @@ public abstract class Backend : IDisposable
     public abstract void MixedSumForward(in MixedSumArgs a);
 
     public abstract void MixedSumBackward(in MixedSumArgs a);
-
-    public abstract void ScaledCopy(in ScaledCopyArgs a);
 
     public abstract void GlobalAveragePoolForward(in GlobalAveragePoolArgs a);
 

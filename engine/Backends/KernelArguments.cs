@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends;
@@ -34,16 +35,46 @@ public struct ConvolutionArgs
     public int KernelH, KernelW, StrideH, StrideW, PaddingH, PaddingW, Relu, Accumulate;
 }
 
-[StructLayout(LayoutKind.Sequential)]
-public struct PendingGradientArgs
+/// <summary>How a value comes from its tensor, none: it is the tensor's (of an edge: a skip connection); enum pn_pooling.</summary>
+public enum Pooling
 {
-    public nint G, Coefficients;
+    None,
+    Max3x3,
+    Avg3x3,
+}
+
+/// <summary>An address for every <see cref="Pooling"/>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct PoolingAddresses
+{
+    private Addresses _all;
+
+    public nint this[Pooling pooling]
+    {
+        readonly get => _all[(int)pooling];
+        set => _all[(int)pooling] = value;
+    }
+
+    [InlineArray(3)]
+    private struct Addresses
+    {
+        private nint _first;
+    }
+}
+
+[StructLayout(LayoutKind.Sequential)]
+public struct PoolGradientArgs
+{
+    public nint G;
+    public PoolingAddresses Coefficients;
 }
 
 [StructLayout(LayoutKind.Sequential)]
 public struct PoolArgs
 {
-    public nint X, Y, Statistics, Gradients, Dx;
+    public nint X;
+    public PoolingAddresses Y, Statistics;
+    public nint Gradients, Dx;
     public int Variants, Images, Height, Width, Channels, Stride, GradientCount, Accumulate;
 }
 
@@ -62,14 +93,6 @@ public struct BatchNormBackwardArgs
     public int Images, Pixels, Channels, Rows, Row, Training;
 }
 
-/// <summary>How a term's value comes from its tensor: enum pn_pooling.</summary>
-public enum Pooling
-{
-    None,
-    Max3x3,
-    Avg3x3,
-}
-
 [StructLayout(LayoutKind.Sequential)]
 public struct TermArgs
 {
@@ -84,14 +107,6 @@ public struct MixedSumArgs
 {
     public nint Terms, Weights, Out, G, GradientSums, WeightGradients;
     public int TermCount, Variants, Images, Pixels, Channels, WeightStride;
-}
-
-[StructLayout(LayoutKind.Sequential)]
-public struct ScaledCopyArgs
-{
-    public nint G, Weight, Dx;
-    public long Count;
-    public int Accumulate, Reserved;
 }
 
 [StructLayout(LayoutKind.Sequential)]

@@ -58,7 +58,7 @@ internal sealed class NoiseOperation(int stride, Func<Tape, Shape, Tensor> noise
 
 internal sealed class Identity : CandidateOperation
 {
-    internal override Tensor Apply(Tape tape, Tensor x) => x;
+    internal override Tensor Apply(Tape tape, Tensor x) => Pool.Apply(tape, x, Pooling.None, stride: 1, normalized: false);
 }
 
 /// <summary>Pool 3x3, then (in the supernet) batch norm.</summary>

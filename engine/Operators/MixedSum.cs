@@ -19,14 +19,12 @@ public sealed class MixedSum : Operator
     private readonly MixingTable? _table;
     private readonly Tensor _out;
     private readonly bool _weightGradients;
-    private readonly (Block? Gradient, bool Accumulate)[] _plainGradients;
     private Block? _gradientSums;
 
     private MixedSum(Tape tape, Shape shape, IReadOnlyList<Term> terms, MixingTable? table)
     {
         (_terms, _table) = (terms, table);
         _weightGradients = table is not null && tape.Options.AlphaGradients;
-        _plainGradients = new (Block?, bool)[terms.Count];
         _out = new Tensor(tape, shape, _weightGradients || terms.Any(term => term.Value.NeedsGradient));
     }
 
@@ -52,16 +50,9 @@ public sealed class MixedSum : Operator
     {
         var g = _out.Gradient!;
         _gradientSums = tape.Allocate((long)_out.Shape.Images * (1 + _terms.Count) * _out.Shape.Channels);
-        for (var i = 0; i < _terms.Count; i++)
-        {
-            var value = _terms[i].Value;
-            if (!value.NeedsGradient)
-                continue;
-            if (value.IsRaw)
+        foreach (var (value, _) in _terms)
+            if (value.NeedsGradient)
                 value.PlanPendingGradient(tape, g);
-            else
-                _plainGradients[i] = value.RequestGradient(tape);
-        }
     }
 
     public override unsafe void Backward(Backend backend)
@@ -75,23 +66,9 @@ public sealed class MixedSum : Operator
         });
         for (var i = 0; i < _terms.Count; i++)
         {
-            var value = _terms[i].Value;
-            if (!value.NeedsGradient)
-                continue;
-            var weight = _table is null ? 0 : _table.WeightAddress(_terms[i].WeightIndex);
-            if (value.IsRaw)
-            {
-                value.RunBatchNormBackward(backend, _gradientSums!, 1 + _terms.Count, 1 + i, weight);
-                continue;
-            }
-            backend.ScaledCopy(new ScaledCopyArgs
-            {
-                G = _out.Gradient.Address,
-                Weight = weight,
-                Dx = _plainGradients[i].Gradient!.Address,
-                Count = value.Shape.Count,
-                Accumulate = _plainGradients[i].Accumulate ? 1 : 0,
-            });
+            var (value, weightIndex) = _terms[i];
+            if (value.NeedsGradient)
+                value.RunBatchNormBackward(backend, _gradientSums!, 1 + _terms.Count, 1 + i, _table?.WeightAddress(weightIndex) ?? 0);
         }
     }
 
@@ -101,7 +78,6 @@ public sealed class MixedSum : Operator
     internal override IEnumerable<Block?> BackwardBlocks() =>
     [
         .. _terms.SelectMany(term => new[] { term.Value.Data, term.Value.Normalization, term.Value.Coefficients }),
-        .. _plainGradients.Select(g => g.Gradient),
         _gradientSums,
         _out.Gradient,
     ];

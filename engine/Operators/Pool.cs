@@ -7,47 +7,48 @@ using PerturbNas.Tensors;
 namespace PerturbNas.Operators;
 
 /// <summary>
-/// Max or average pooling 3x3, padding 1 (the average excludes padding). The pooled value is not kept: forward takes its statistics, the
-/// mixed sum pools x again while it reads (see <see cref="Tensor.OfPool"/>). The edges that leave a node pool the same value: its statistics
-/// are taken once, every edge gets a raw tensor of its own, because each has its own batch norm, and backward adds up their gradients.
+/// The operations without weights on a value x: max and average pooling 3x3 with padding 1 (the average excludes padding), and the skip
+/// connection, which is x itself. No value is kept: forward takes the pools' statistics, the mixed sum pools x again while it reads (see
+/// <see cref="Tensor.OfPool"/>). The edges that leave a node take the same x: its statistics are taken once, every edge gets a raw tensor of
+/// its own, because each has its own batch norm and weight, and backward adds up all their gradients.
 /// </summary>
 public sealed class Pool : Operator
 {
     private readonly Tensor _x;
-    private readonly Pooling _pooling;
     private readonly int _stride;
-    private readonly Block? _statistics;
+    private readonly Block?[] _statistics = new Block?[Enum.GetValues<Pooling>().Length];
 
-    // One per edge.
+    // One per edge and operation.
     private readonly List<Tensor> _outputs = [];
-    private PendingGradientArgs[] _gradients = [];
+    private PoolGradientArgs[] _gradients = [];
     private Block? _dx;
     private bool _accumulate;
 
-    private Pool(Tape tape, Tensor x, Pooling pooling, int stride, bool normalized)
+    private Pool(Tensor x, int stride)
     {
-        (_x, _pooling, _stride) = (x, pooling, stride);
+        (_x, _stride) = (x, stride);
         Wave = x.Wave;
-        _statistics = Raw.Statistics(tape, x.Shape.Strided(stride, x.Shape.Channels), normalized);
     }
 
-    /// <summary>The pooled value as a raw tensor, whether or not a batch norm follows (`normalized`).</summary>
+    /// <summary>x, pooled or as it is, as a raw tensor, whether or not a batch norm follows (`normalized`).</summary>
     public static Tensor Apply(Tape tape, Tensor x, Pooling pooling, int stride, bool normalized)
     {
-        var operation = x.Pools.Find(pool => pool._pooling == pooling && pool._stride == stride);
+        var operation = x.Pools.Find(pool => pool._stride == stride);
         if (operation is null)
         {
-            operation = new Pool(tape, x, pooling, stride, normalized);
+            operation = new Pool(x, stride);
             x.Pools.Add(operation);
             tape.Record(operation);
         }
-        var output = Tensor.OfPool(x, pooling, stride, operation._statistics);
+        ref var statistics = ref operation._statistics[(int)pooling];
+        statistics ??= Raw.Statistics(tape, x.Shape.Strided(stride, x.Shape.Channels), normalized);
+        var output = Tensor.OfPool(x, pooling, stride, statistics);
         output.Wave = operation.Wave + 1;
         operation._outputs.Add(output);
         return output;
     }
 
-    public override string Name => _pooling == Pooling.Max3x3 ? "max_pool_3x3" : "avg_pool_3x3";
+    public override string Name => "pool_3x3";
 
     internal override bool IsPerImage => true;
 
@@ -55,42 +56,46 @@ public sealed class Pool : Operator
 
     public override void Forward(Backend backend)
     {
-        if (_statistics is null)
-            return;
-        var arguments = Arguments() with { Statistics = _statistics.Address };
-        if (_pooling == Pooling.Max3x3)
-            backend.MaxPoolForward(arguments);
-        else
-            backend.AvgPoolForward(arguments);
+        var statistics = default(PoolingAddresses);
+        foreach (var pooling in Enum.GetValues<Pooling>())
+            statistics[pooling] = _statistics[(int)pooling]?.Address ?? 0;
+        if (Array.Exists(_statistics, block => block is not null))
+            backend.PoolForward(Arguments() with { Statistics = statistics });
     }
 
     internal override void PlanBackward(Tape tape)
     {
         (_dx, _accumulate) = _x.RequestGradient(tape);
         // Pinned, because a backend may put the call off.
-        _gradients = GC.AllocateArray<PendingGradientArgs>(_outputs.Count(output => output.PendingG is not null), pinned: true);
+        _gradients = GC.AllocateArray<PoolGradientArgs>(_outputs.Count(output => output.PendingG is not null), pinned: true);
     }
 
     public override unsafe void Backward(Backend backend)
     {
+        // What one node takes in several ways is one entry.
+        Array.Clear(_gradients);
         var count = 0;
         foreach (var output in _outputs)
-            if (output.PendingG is not null)
-                _gradients[count++] = new() { G = output.PendingG.Address, Coefficients = output.Coefficients!.Address };
-        var arguments = Arguments() with
+        {
+            if (output.PendingG is null)
+                continue;
+            var i = 0;
+            while (i < count && (_gradients[i].G != output.PendingG.Address || _gradients[i].Coefficients[output.Pooling] != 0))
+                i++;
+            count = Math.Max(count, i + 1);
+            _gradients[i].G = output.PendingG.Address;
+            _gradients[i].Coefficients[output.Pooling] = output.Coefficients!.Address;
+        }
+        backend.PoolBackward(Arguments() with
         {
             Gradients = (nint)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_gradients)),
             GradientCount = count,
             Dx = _dx!.Address,
             Accumulate = _accumulate ? 1 : 0,
-        };
-        if (_pooling == Pooling.Max3x3)
-            backend.MaxPoolBackward(arguments);
-        else
-            backend.AvgPoolBackward(arguments);
+        });
     }
 
-    internal override IEnumerable<Block?> ForwardBlocks() => [_x.Data, _statistics];
+    internal override IEnumerable<Block?> ForwardBlocks() => [_x.Data, .. _statistics];
 
     internal override IEnumerable<Block?> BackwardBlocks() =>
         [_x.Data, _dx, .. _outputs.SelectMany(output => new[] { output.PendingG, output.Coefficients })];

@@ -22,8 +22,8 @@ public sealed class Tensor
     internal Tensor(Block data, Shape shape) => (Data, Shape) = (data, shape);
 
     /// <summary>
-    /// A raw tensor that is never written: its consumer pools x while loading. Every consumer has one of its own, with a normalisation and a
-    /// gradient of its own.
+    /// A raw tensor that is never written: its consumer takes x while loading, pooled or as it is. Every consumer has one of its own, with a
+    /// normalisation and a gradient of its own.
     /// </summary>
     internal static Tensor OfPool(Tensor x, Pooling pooling, int stride, Block? statistics) =>
         new(x.Data, x.Shape.Strided(stride, x.Shape.Channels))

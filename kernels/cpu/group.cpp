@@ -12,8 +12,10 @@ namespace pn::PN_NAMESPACE {
 namespace {
 
 const GroupKernel* const kKernels[] = {
-    &depthwise_pointwise_forward_kernel, &depthwise_pointwise_backward_kernel, &max_pool_3x3_forward_kernel,
-    &max_pool_3x3_backward_kernel,       &avg_pool_3x3_forward_kernel,         &avg_pool_3x3_backward_kernel,
+    &depthwise_pointwise_forward_kernel,
+    &depthwise_pointwise_backward_kernel,
+    &pool_3x3_forward_kernel,
+    &pool_3x3_backward_kernel,
 };
 
 struct PreparedCall {
@@ -121,17 +123,11 @@ int32_t depthwise_pointwise_forward(pn_context* context, const pn_depthwise_poin
 int32_t depthwise_pointwise_backward(pn_context* context, const pn_depthwise_pointwise* a) {
   return run_call(context, PN_KERNEL_DEPTHWISE_POINTWISE_BACKWARD, a);
 }
-int32_t max_pool_3x3_forward(pn_context* context, const pn_pool* a) {
-  return run_call(context, PN_KERNEL_MAX_POOL_3X3_FORWARD, a);
+int32_t pool_3x3_forward(pn_context* context, const pn_pool* a) {
+  return run_call(context, PN_KERNEL_POOL_3X3_FORWARD, a);
 }
-int32_t max_pool_3x3_backward(pn_context* context, const pn_pool* a) {
-  return run_call(context, PN_KERNEL_MAX_POOL_3X3_BACKWARD, a);
-}
-int32_t avg_pool_3x3_forward(pn_context* context, const pn_pool* a) {
-  return run_call(context, PN_KERNEL_AVG_POOL_3X3_FORWARD, a);
-}
-int32_t avg_pool_3x3_backward(pn_context* context, const pn_pool* a) {
-  return run_call(context, PN_KERNEL_AVG_POOL_3X3_BACKWARD, a);
+int32_t pool_3x3_backward(pn_context* context, const pn_pool* a) {
+  return run_call(context, PN_KERNEL_POOL_3X3_BACKWARD, a);
 }
 
 }  // namespace pn::PN_NAMESPACE

@@ -50,7 +50,6 @@ struct GroupKernel {
 };
 
 extern const GroupKernel depthwise_pointwise_forward_kernel, depthwise_pointwise_backward_kernel;
-extern const GroupKernel max_pool_3x3_forward_kernel, max_pool_3x3_backward_kernel;
-extern const GroupKernel avg_pool_3x3_forward_kernel, avg_pool_3x3_backward_kernel;
+extern const GroupKernel pool_3x3_forward_kernel, pool_3x3_backward_kernel;
 
 }  // namespace pn::PN_NAMESPACE

@@ -1,6 +1,8 @@
 // Pooling 3x3 with padding 1, for the pools and for the mixed sum: values of both kinds, row by row, and of the maximum
-// also the position that it was taken from.
+// also the place that it was taken from.
 #pragma once
+
+#include <string.h>
 
 #include "cpu/context.h"
 #include "cpu/simd.h"
@@ -51,9 +53,9 @@ struct PoolShape {
   int64_t out_row() const { return int64_t(out_width()) * channels; }
 };
 
-// Reduces `count` horizontally neighbouring pixels, `channels` floats apart, to the maximum and its column 0..2.
+// Reduces `Count` horizontally neighbouring pixels, `channels` floats apart, to the maximum and its column 0..2.
 template <bool Positions, int Count>
-void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, int32_t* columns) {
+void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, uint8_t* columns) {
   for_vectors(n, [&](int64_t i, int lanes) {
     __builtin_prefetch(x + i + kPoolAhead);
     vec best = load_partial(x + i, lanes);
@@ -65,26 +67,24 @@ void reduce_columns(const float* x, int channels, int first, int64_t n, float* v
       if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
     }
     store_partial(values + i, best, lanes);
-    if constexpr (Positions) store(columns + i, column);
+    if constexpr (Positions) store_positions(columns + i, column, lanes);
   });
 }
 
-// Combines the rows of reduced columns to n outputs.
+// Combines `Count` rows of reduced columns to n maxima and their rows 0..2.
 template <bool Positions, int Count>
-void combine_rows(const float* const* values, const int32_t* const* columns, int first, int64_t n, float* y,
-                  uint8_t* positions) {
+void combine_rows(const float* const* values, int first, int64_t n, float* y, uint8_t* rows) {
   for_vectors(n, [&](int64_t i, int lanes) {
     vec best = load_partial(values[0] + i, lanes);
-    ivec position{};
-    if constexpr (Positions) position = load(columns[0] + i) + 3 * first;
+    ivec row = ivec{} + first;
     for (int k = 1; k < Count; k++) {
       const vec v = load_partial(values[k] + i, lanes);
       const ivec better = beats(v, best);
       best = better ? v : best;
-      if constexpr (Positions) position = better ? load(columns[k] + i) + 3 * (first + k) : position;
+      if constexpr (Positions) row = better ? ivec{} + (first + k) : row;
     }
     store_partial(y + i, best, lanes);
-    if constexpr (Positions) store_positions(positions + i, position, lanes);
+    if constexpr (Positions) store_positions(rows + i, row, lanes);
   });
 }
 
@@ -96,59 +96,62 @@ void combine_rows(const float* const* values, const int32_t* const* columns, int
 template <bool Positions>
 class MaximumRows {
  public:
-  static int64_t bytes(const PoolShape& shape) { return (Positions ? 6 : 3) * pitch_of(shape) * 4; }
+  static int64_t bytes(const PoolShape& shape) {
+    return 12 * pitch_of(shape) + (Positions ? round_up(int(3 * column_pitch_of(shape)), 64) : 0);
+  }
 
   // x: the image. memory: bytes() of it.
   MaximumRows(const PoolShape& shape, const float* x, int first, void* memory)
       : shape_(shape),
         x_(x),
         values_(static_cast<float*>(memory)),
-        columns_(static_cast<int32_t*>(memory) + 3 * pitch_of(shape)),
+        columns_(static_cast<uint8_t*>(memory) + 12 * pitch_of(shape)),
         next_(first),
-        reduced_(max(0, first * shape.stride - 1)) {}
+        reduced_(max(0, first * shape.stride - 1)) {
+    if (Positions) memset(columns_, 0, size_t(3 * column_pitch_of(shape)));
+  }
 
-  // y: a row of pixels, [OW, C]. positions [OW, C]: of the maximum in its window, 0..8 in row-major order.
-  void next(float* y, uint8_t* positions) {
-    const int64_t pitch = pitch_of(shape_);
+  // y: a row of pixels, [OW, C]. rows [OW, C]: that of the maximum in its window, 0..2.
+  void next(float* y, uint8_t* rows) {
     const Taps taps = taps_inside(next_, shape_.height, shape_.stride);
     const int top = next_++ * shape_.stride - 1 + taps.first;
+    for (; reduced_ < top + taps.count; reduced_++) reduce_row(reduced_);
     const float* values[3];
-    const int32_t* columns[3];
-    for (int k = 0; k < taps.count; k++) {
-      const int64_t slot = (top + k) % 3 * pitch;
-      values[k] = values_ + slot;
-      columns[k] = columns_ + slot;
-    }
-    for (; reduced_ < top + taps.count; reduced_++) reduce_row(reduced_, reduced_ % 3 * pitch);
+    for (int k = 0; k < taps.count; k++) values[k] = values_ + (top + k) % 3 * pitch_of(shape_);
     const auto combine = taps.count == 3   ? combine_rows<Positions, 3>
                          : taps.count == 2 ? combine_rows<Positions, 2>
                                            : combine_rows<Positions, 1>;
-    combine(values, columns, taps.first, shape_.out_row(), y, positions);
+    combine(values, taps.first, shape_.out_row(), y, rows);
   }
 
- private:
-  // Columns are stored in whole vectors, so a row has one to spare.
-  static int64_t pitch_of(const PoolShape& shape) { return (shape.out_row() + 2 * kLanes - 1) / kLanes * kLanes; }
+  // [OW, C]: for every column of windows that of the maximum along input row `row`, 0..2; with a pixel to spare on
+  // either side. Kept until the first row of windows that begins below `row` has been made.
+  uint8_t* columns(int row) const { return columns_ + row % 3 * column_pitch_of(shape_) + shape_.channels; }
 
-  void reduce_row(int row, int64_t slot) {
+ private:
+  static int64_t pitch_of(const PoolShape& shape) { return (shape.out_row() + 15) / 16 * 16; }
+  static int64_t column_pitch_of(const PoolShape& shape) { return shape.out_row() + 2 * shape.channels; }
+
+  void reduce_row(int row) {
     const int channels = shape_.channels, stride = shape_.stride, out_width = shape_.out_width();
+    float* values = values_ + row % 3 * pitch_of(shape_);
     for (int ox = 0, run; ox < out_width; ox += run) {
       // With stride 1 all windows but the outer two are one flat run.
       run = stride == 1 && ox == 1 && out_width > 2 ? out_width - 2 : 1;
       const Taps taps = taps_inside(ox, shape_.width, stride);
       const float* first = x_ + row * shape_.row() + int64_t(ox * stride - 1 + taps.first) * channels;
-      const int64_t out = slot + int64_t(ox) * channels, n = int64_t(run) * channels;
+      const int64_t out = int64_t(ox) * channels, n = int64_t(run) * channels;
       const auto reduce = taps.count == 3   ? reduce_columns<Positions, 3>
                           : taps.count == 2 ? reduce_columns<Positions, 2>
                                             : reduce_columns<Positions, 1>;
-      reduce(first, channels, taps.first, n, values_ + out, columns_ + out);
+      reduce(first, channels, taps.first, n, values + out, columns(row) + out);
     }
   }
 
   const PoolShape shape_;
   const float* const x_;
   float* const values_;
-  int32_t* const columns_;
+  uint8_t* const columns_;
   int next_, reduced_;  // output row, and input row, that come next
 };
 

@@ -1,14 +1,15 @@
-// Pooling 3x3 with padding 1, one image per task: the statistics of the pooled image (and, if asked for, the image
-// itself), and the gradient. Backward goes by rows of the input: it keeps the gradients of three output rows, and every
-// input pixel gathers its share from the windows that contain it, so that each row of dx is touched once.
-#include <string.h>
-
+// The operations without weights on an image x, one image per task: the statistics of the pooled image (and, if asked
+// for, the image itself), and the gradient of both pools and the skip connection. Backward goes by rows: the gradients
+// of a row of outputs are added up over all nodes that take it, and once all windows that reach an input row are known,
+// they are spread over its pixels, first along the columns and then along the row.
 #include "cpu/group.h"
 #include "cpu/pooled_rows.h"
 
 namespace pn::PN_NAMESPACE {
 
 namespace {
+
+constexpr int kPools[] = {PN_POOL_MAX_3X3, PN_POOL_AVG_3X3};
 
 PN_INLINE ivec load_positions(const uint8_t* p, int n) {
   if (n >= kLanes) return __builtin_convertvector(*reinterpret_cast<const unaligned_byte_vec*>(p), ivec);
@@ -61,83 +62,104 @@ PoolShape shape_of(const pn_pool* a) { return {a->height, a->width, a->channels,
 // A row of the pooled image, in whole cache lines.
 int64_t pooled_floats(const PoolShape& shape) { return (shape.out_row() + 15) / 16 * 16; }
 
-template <bool Max>
-void forward_image(const pn_pool* a, int64_t image, float* memory) {
+int64_t forward_bytes(const PoolShape& shape) {
+  return 2 * 4 * pooled_floats(shape) + MaximumRows<false>::bytes(shape);
+}
+
+// memory: forward_bytes.
+void forward_image(const pn_pool* a, int64_t image, char* memory) {
   const PoolShape shape = shape_of(a);
+  float* rows[] = {nullptr, reinterpret_cast<float*>(memory), reinterpret_cast<float*>(memory) + pooled_floats(shape)};
   const int out_height = shape.out_height(), out_width = shape.out_width(), channels = a->channels;
   const float* x = a->x + image * a->height * shape.row();
   for (int oy = 0; oy < out_height; oy++) {
-    float* y = a->y ? a->y + (image * out_height + oy) * shape.out_row() : memory;
-    pool_rows(shape, x, oy, 1, memory + pooled_floats(shape), Max ? y : nullptr, Max ? nullptr : y);
-    if (!a->statistics) continue;
-    float* mean = a->statistics + image * 2 * channels;
-    add_statistics(y, int64_t(oy) * out_width, out_width, channels, mean, mean + channels);
+    float* y[3] = {};
+    for (const int pooling : kPools)
+      y[pooling] = a->y[pooling]            ? a->y[pooling] + (image * out_height + oy) * shape.out_row()
+                   : a->statistics[pooling] ? rows[pooling]
+                                            : nullptr;
+    pool_rows(shape, x, oy, 1, memory + 2 * 4 * pooled_floats(shape), y[PN_POOL_MAX_3X3], y[PN_POOL_AVG_3X3]);
+    for (const int pooling : kPools) {
+      if (!a->statistics[pooling]) continue;
+      float* mean = a->statistics[pooling] + image * 2 * channels;
+      add_statistics(y[pooling], int64_t(oy) * out_width, out_width, channels, mean, mean + channels);
+    }
   }
 }
 
-// The gradients of three output rows, and for the maximum the positions that they go to: whole rows with a pixel of
-// zeros on either side, so that all input pixels of a row lie in windows alike.
-struct GradientRing {
-  float* dy;
-  uint8_t* argmax;
-  int64_t pitch;
-  static int64_t pitch_of(const pn_pool* a) { return int64_t(out_extent(a->width, a->stride) + 2) * a->channels; }
-  static int64_t bytes(const pn_pool* a) { return round_up(int(3 * 5 * pitch_of(a)), 64); }
-  GradientRing(const pn_pool* a, void* memory)
-      : dy(static_cast<float*>(memory)), argmax(static_cast<uint8_t*>(memory) + 12 * pitch_of(a)), pitch(pitch_of(a)) {
-    memset(memory, 0, size_t(bytes(a)));
-  }
+bool is_taken(const pn_pool* a, int pooling) {
+  bool taken = false;
+  for (int i = 0; i < a->gradient_count; i++) taken |= a->gradients[i].coefficients[pooling] != nullptr;
+  return taken;
+}
+
+// A row of outputs of an image: of every y that some node takes, by pn_pooling, its values and where its gradient goes
+// to; null otherwise.
+struct GradientRow {
+  const float* y[3];
+  float* dy[3];
+  float average_share;  // what the average's gradient is multiplied by
+  bool accumulate;      // the skip connection's gradient
 };
 
-bool any_coefficients(const pn_pool* a) {
-  bool any = false;
-  for (int i = 0; i < a->gradient_count; i++) any |= a->gradients[i].coefficients != nullptr;
-  return any;
+// For `Pixels` pixels and a vector of channels, from element i of the row on. g_row: where the row begins in every g.
+// slope, constant: of every y the sums over the nodes of b and c.
+template <int Pixels>
+PN_INLINE void add_gradients(const pn_pool* a, const GradientRow& row, int64_t g_row, int64_t i, int64_t c,
+                             const vec* slope, const vec* constant, int lanes) {
+  const int channels = a->channels;
+  vec sums[3][Pixels];
+#pragma GCC unroll 3
+  for (int k = 0; k < 3; k++)
+    for (int p = 0; p < Pixels; p++)
+      sums[k][p] = row.dy[k] ? slope[k] * load_partial(row.y[k] + i + p * channels, lanes) + constant[k] : vec{};
+  for (int n = 0; n < a->gradient_count; n++) {
+    const pn_pool_gradient& gradient = a->gradients[n];
+    const float* from = gradient.g + g_row + i;
+    vec g[Pixels];
+    for (int p = 0; p < Pixels; p++) {
+      __builtin_prefetch(from + p * channels + kPoolAhead);
+      g[p] = load_partial(from + p * channels, lanes);
+    }
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++)
+      if (gradient.coefficients[k]) {
+        const vec factor = load_partial(gradient.coefficients[k] + c, lanes);
+        for (int p = 0; p < Pixels; p++) sums[k][p] += factor * g[p];
+      }
+  }
+#pragma GCC unroll 3
+  for (int k = 0; k < 3; k++)
+    for (int p = 0; p < Pixels && row.dy[k]; p++) {
+      float* dy = row.dy[k] + i + p * channels;
+      if (k == PN_POOL_AVG_3X3) sums[k][p] *= splat(row.average_share);
+      if (k == PN_POOL_NONE && row.accumulate) sums[k][p] += load_partial(dy, lanes);
+      store_partial(dy, sums[k][p], lanes);
+    }
 }
 
-// dy = the sum over the consumers of a * g + b * y + c, of output row oy; for the average divided by the number of
-// pixels in the window. y: the pooled row, null if nobody needs it.
-template <bool Max>
-void gradient_row(const pn_pool* a, int64_t image, int oy, const float* y, const GradientRing& ring) {
+// The gradient of every y is the sum over the nodes that take it of a * g + b * y + c. oy: which row of outputs.
+void gradient_row(const pn_pool* a, int64_t image, int oy, const GradientRow& row) {
+  constexpr int kPixels = 4;
   const int channels = a->channels, out_width = out_extent(a->width, a->stride);
-  const int64_t out = (image * out_extent(a->height, a->stride) + oy) * out_width * channels;
-  float* dy = ring.dy + oy % 3 * ring.pitch + channels;
-  // The average divides the inner columns of a row by one number and the outer ones, if they have fewer taps, by
-  // another.
-  const float taps = float(taps_inside(oy, a->height, a->stride).count);
-  const vec share = splat(Max ? 1 : 1 / (3 * taps));
-  for_vectors(channels, [&](int64_t c, int lanes) {
-    vec slope{}, constant{};
-    for (int i = 0; y && i < a->gradient_count; i++)
-      if (const float* coefficients = a->gradients[i].coefficients) {
-        slope += load_partial(coefficients + channels + c, lanes);
-        constant += load_partial(coefficients + 2 * channels + c, lanes);
-      }
-    slope *= share, constant *= share;
-    for (int k = 0; k < a->gradient_count; k++) {
-      const float* coefficients = a->gradients[k].coefficients;
-      const vec factor = coefficients ? share * load_partial(coefficients + c, lanes) : share;
-      const float* g = a->gradients[k].g + out + c;
-      const auto add = [&](auto value) PN_LAMBDA_INLINE {
-        for (int ox = 0; ox < out_width; ox++) {
-          const int64_t i = int64_t(ox) * channels;
-          __builtin_prefetch(g + i + kPoolAhead);
-          store_partial(dy + c + i, value(i) + factor * load_partial(g + i, lanes), lanes);
+  const int64_t g_row = (image * out_extent(a->height, a->stride) + oy) * out_width * channels;
+  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    vec slope[3]{}, constant[3]{};
+    for (int n = 0; n < a->gradient_count; n++)
+      for (int k = 0; k < 3; k++)
+        if (const float* coefficients = a->gradients[n].coefficients[k]) {
+          slope[k] += load_partial(coefficients + channels + c, lanes);
+          constant[k] += load_partial(coefficients + 2 * channels + c, lanes);
         }
-      };
-      if (k > 0)
-        add([&](int64_t i) PN_LAMBDA_INLINE { return load_partial(dy + c + i, lanes); });
-      else if (y)
-        add([&](int64_t i) PN_LAMBDA_INLINE { return slope * load_partial(y + c + i, lanes) + constant; });
-      else
-        add([](int64_t) PN_LAMBDA_INLINE { return vec{}; });
-    }
-    if (!Max) {
-      for (int ox = 0; ox < out_width; ox += max(1, out_width - 1)) {
-        float* edge = dy + int64_t(ox) * channels + c;
-        store_partial(edge, load_partial(edge, lanes) * splat(3 / float(taps_inside(ox, a->width, a->stride).count)),
-                      lanes);
-      }
+    int ox = 0;
+    for (; ox + kPixels <= out_width; ox += kPixels)
+      add_gradients<kPixels>(a, row, g_row, int64_t(ox) * channels + c, c, slope, constant, lanes);
+    for (; ox < out_width; ox++) add_gradients<1>(a, row, g_row, int64_t(ox) * channels + c, c, slope, constant, lanes);
+    // The share is that of the inner columns.
+    for (ox = 0; row.dy[PN_POOL_AVG_3X3] && ox < out_width; ox += max(1, out_width - 1)) {
+      float* edge = row.dy[PN_POOL_AVG_3X3] + int64_t(ox) * channels + c;
+      store_partial(edge, load_partial(edge, lanes) * splat(3 / float(taps_inside(ox, a->width, a->stride).count)),
+                    lanes);
     }
   });
 }
@@ -152,79 +174,143 @@ PN_INLINE Containing windows_of(int i, int out, int stride) {
   return {first, min(out - 1, (i + 1) / stride) - first + 1, i + 1 - first * stride};
 }
 
-// Where the gradients of every stride-th input pixel of a row come from.
-struct Sources {
-  const float* dy[3];        // rows, at the first window of the first pixel
-  const uint8_t* argmax[3];  // the same; null for the average
-  int position;  // of the pixel in that window; `stride` less in the next column, 3 * stride less in the next row
-  int stride, channels;
-  bool accumulate;
-};
+// sum = the sum over Rows rows of windows of the gradients that go to an input row: of the maximum, those that were
+// taken from it.
+template <bool Max, int Rows>
+void add_rows(const float* const* dy, const uint8_t* const* rows, int tap, int stride, int64_t n, float* sums) {
+  const float* dys[Rows];
+  const uint8_t* rows_of[Rows];
+  for (int k = 0; k < Rows; k++) dys[k] = dy[k], rows_of[k] = rows[k];
+  for_vectors(n, [&](int64_t i, int lanes) PN_LAMBDA_INLINE {
+    vec sum{};
+    for (int k = 0; k < Rows; k++) {
+      const vec v = load_partial(dys[k] + i, lanes);
+      sum = Max ? add_where(rows_of[k] + i, tap - k * stride, sum, v, lanes) : sum + v;
+    }
+    store_partial(sums + i, sum, lanes);
+  });
+}
 
-// dx (+)= the sum over Rows x Columns windows of dy, for the maximum only of those that have taken it from this pixel.
-template <bool Max, int Rows, int Columns>
-void gather(const Sources& sources, int64_t pixels, float* dx) {
-  const Sources from = sources;
+// dx (+)= the same along the row, over Columns windows: for every stride-th of `pixels` pixels. sums, columns: at the
+// first window of the first pixel.
+template <bool Max, int Columns>
+void add_columns(const float* sums, const uint8_t* columns, int tap, int stride, int channels, int pixels,
+                 bool accumulate, float* dx) {
   // With stride 1 the row is flat.
-  const int64_t channels = from.channels, n = from.stride == 1 ? pixels * channels : channels;
-  for (int64_t pixel = 0; pixel < pixels * channels; pixel += n)
-    for_vectors(n, [&](int64_t i, int lanes) {
-      float* to = dx + pixel * from.stride + i;
-      vec sum = from.accumulate ? load_partial(to, lanes) : vec{};
-      for (int row = 0; row < Rows; row++)
-        for (int column = 0; column < Columns; column++) {
-          const int64_t at = pixel + i + column * channels;
-          const vec dy = load_partial(from.dy[row] + at, lanes);
-          if constexpr (Max)
-            sum = add_where(from.argmax[row] + at, from.position - (3 * row + column) * from.stride, sum, dy, lanes);
-          else
-            sum += dy;
-        }
+  const int64_t n = int64_t(stride == 1 ? pixels : 1) * channels;
+  for (int64_t pixel = 0; pixel < int64_t(pixels) * channels; pixel += n)
+    for_vectors(n, [&](int64_t i, int lanes) PN_LAMBDA_INLINE {
+      float* to = dx + pixel * stride + i;
+      vec sum = accumulate ? load_partial(to, lanes) : vec{};
+      for (int k = 0; k < Columns; k++) {
+        const int64_t at = pixel + i + k * channels;
+        const vec v = load_partial(sums + at, lanes);
+        sum = Max ? add_where(columns + at, tap - k * stride, sum, v, lanes) : sum + v;
+      }
       store_partial(to, sum, lanes);
     });
 }
 
+// The gradients of the last three rows of windows of one pool, on their way to the rows of the input.
 template <bool Max>
-constexpr decltype(&gather<Max, 1, 1>) gather_functions[3][3] = {
-    {gather<Max, 1, 1>, gather<Max, 1, 2>, gather<Max, 1, 3>},
-    {gather<Max, 2, 1>, gather<Max, 2, 2>, gather<Max, 2, 3>},
-    {gather<Max, 3, 1>, gather<Max, 3, 2>, gather<Max, 3, 3>}};
+class Windows {
+ public:
+  static int64_t bytes(const PoolShape& shape) {
+    return 4 * (3 * pooled_floats(shape) + padded_floats(shape)) + (Max ? 3 * pooled_floats(shape) : 0);
+  }
 
-// Row by row of the input. memory: backward_bytes.
-template <bool Max>
+  Windows(const PoolShape& shape, char* memory)
+      : shape_(shape),
+        sums_(reinterpret_cast<float*>(memory)),
+        dy_(sums_ + padded_floats(shape)),
+        rows_(reinterpret_cast<uint8_t*>(dy_ + 3 * pooled_floats(shape))) {
+    memset(sums_, 0, size_t(4 * padded_floats(shape)));
+  }
+
+  // Of a row of windows: the gradients, and of the maximum the rows of the windows that it was taken from.
+  float* dy(int oy) { return dy_ + oy % 3 * pooled_floats(shape_); }
+  uint8_t* rows(int oy) { return rows_ + oy % 3 * pooled_floats(shape_); }
+
+  // dx (+)= the share of row iy of the input, once all windows that contain it are there. columns: of the maxima along
+  // this row (see MaximumRows).
+  void spread(int iy, const uint8_t* columns, bool accumulate, float* dx) {
+    const int channels = shape_.channels, stride = shape_.stride, width = shape_.width;
+    const Containing windows = windows_of(iy, shape_.out_height(), stride);
+    const float* dys[3];
+    const uint8_t* rows_of[3];
+    for (int k = 0; k < windows.count; k++) {
+      dys[k] = dy(windows.first + k);
+      rows_of[k] = rows(windows.first + k);
+    }
+    const auto add = windows.count == 3 ? add_rows<Max, 3> : windows.count == 2 ? add_rows<Max, 2> : add_rows<Max, 1>;
+    add(dys, rows_of, windows.tap, stride, shape_.out_row(), sums_ + channels);
+    for (int phase = 0; phase < min(stride, width); phase++) {
+      // The windows of a pixel far from the edges; the zeros beside the sums make them those of the others.
+      const Containing inner = windows_of(2 + phase, 4, stride);
+      const int64_t column = int64_t(inner.first - 2 / stride) * channels;
+      const auto add = inner.count == 3   ? add_columns<Max, 3>
+                       : inner.count == 2 ? add_columns<Max, 2>
+                                          : add_columns<Max, 1>;
+      add(sums_ + channels + column, Max ? columns + column : nullptr, inner.tap, stride, channels,
+          (width - phase + stride - 1) / stride, accumulate, dx + phase * channels);
+    }
+  }
+
+ private:
+  static int64_t padded_floats(const PoolShape& shape) { return (shape.out_row() + 2 * shape.channels + 15) / 16 * 16; }
+
+  const PoolShape shape_;
+  float* const sums_;  // of the windows that contain a row, by column of windows; a pixel of zeros on either side
+  float* const dy_;
+  uint8_t* const rows_;
+};
+
+int64_t backward_bytes(const PoolShape& shape) {
+  return 2 * 4 * pooled_floats(shape) + MaximumRows<true>::bytes(shape) + Windows<true>::bytes(shape) +
+         Windows<false>::bytes(shape);
+}
+
+// memory: backward_bytes.
 void backward_image(const pn_pool* a, int64_t image, char* memory) {
   const PoolShape shape = shape_of(a);
-  const int channels = a->channels, stride = a->stride, width = a->width, out_height = shape.out_height();
-  const GradientRing ring(a, memory);
-  float* y = reinterpret_cast<float*>(memory + GradientRing::bytes(a));
-  float* pool_memory = y + pooled_floats(shape);
+  const bool max_taken = is_taken(a, PN_POOL_MAX_3X3), avg_taken = is_taken(a, PN_POOL_AVG_3X3),
+             skip_taken = is_taken(a, PN_POOL_NONE);
   const float* x = a->x + image * a->height * shape.row();
-  MaximumRows<true> maxima(shape, x, 0, pool_memory);
-  const bool needs_y = any_coefficients(a);
-  float* dx = a->dx + image * a->height * width * channels;
-  int ready = 0;  // output rows whose gradients have been in the ring
+  float* dx = a->dx + image * a->height * shape.row();
+  float* maximum_row = reinterpret_cast<float*>(memory);
+  float* average_row = maximum_row + pooled_floats(shape);
+  memory += 2 * 4 * pooled_floats(shape);
+  MaximumRows<true> maxima(shape, x, 0, memory);
+  memory += MaximumRows<true>::bytes(shape);
+  Windows<true> max_windows(shape, memory);
+  Windows<false> avg_windows(shape, memory + Windows<true>::bytes(shape));
+  int ready = 0;  // rows of outputs whose gradients are known
   for (int iy = 0; iy < a->height; iy++) {
-    const Containing rows = windows_of(iy, out_height, stride);
+    const Containing rows = windows_of(iy, shape.out_height(), a->stride);
     for (; ready < rows.first + rows.count; ready++) {
-      if (Max)
-        maxima.next(y, ring.argmax + ready % 3 * ring.pitch + channels);
-      else if (needs_y)
-        pool_rows(shape, x, ready, 1, pool_memory, nullptr, y);
-      gradient_row<Max>(a, image, ready, needs_y ? y : nullptr, ring);
-    }
-    for (int phase = 0; phase < min(stride, width); phase++, dx += channels) {
-      // The windows of a pixel far from the edges; the ring's zeros make them those of the others.
-      const Containing columns = windows_of(2 + phase, 4, stride);
-      const int64_t column = int64_t(columns.first - 2 / stride + 1) * channels;
-      Sources from{{}, {}, 3 * rows.tap + columns.tap, stride, channels, a->accumulate != 0};
-      for (int k = 0; k < rows.count; k++) {
-        const int64_t at = (rows.first + k) % 3 * ring.pitch + column;
-        from.dy[k] = ring.dy + at;
-        from.argmax[k] = ring.argmax + at;
+      GradientRow row{};
+      if (max_taken) {
+        maxima.next(maximum_row, max_windows.rows(ready));
+        row.y[PN_POOL_MAX_3X3] = maximum_row;
+        row.dy[PN_POOL_MAX_3X3] = max_windows.dy(ready);
       }
-      gather_functions<Max>[rows.count - 1][columns.count - 1](from, (width - phase + stride - 1) / stride, dx);
+      if (avg_taken) {
+        pool_rows(shape, x, ready, 1, nullptr, nullptr, average_row);
+        row.y[PN_POOL_AVG_3X3] = average_row;
+        row.dy[PN_POOL_AVG_3X3] = avg_windows.dy(ready);
+        row.average_share = 1 / float(3 * taps_inside(ready, a->height, a->stride).count);
+      }
+      if (skip_taken) {
+        row.y[PN_POOL_NONE] = x + ready * shape.row();
+        row.dy[PN_POOL_NONE] = dx + ready * shape.row();
+        row.accumulate = a->accumulate;
+      }
+      gradient_row(a, image, ready, row);
     }
-    dx += int64_t(width - min(stride, width)) * channels;
+    bool accumulate = a->accumulate || skip_taken;
+    if (max_taken) max_windows.spread(iy, maxima.columns(iy), accumulate, dx + iy * shape.row());
+    accumulate |= max_taken;
+    if (avg_taken) avg_windows.spread(iy, nullptr, accumulate, dx + iy * shape.row());
   }
 }
 
@@ -247,53 +333,45 @@ int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
   const pn_pool* a = static_cast<const pn_pool*>(args);
   if (const int32_t status = check(a, name)) return status;
   PN_REQUIRE(a->x, "%s: x is null", name);
-  const PoolShape shape = shape_of(a);
-  *needs = {a->images,
-            a->y || a->statistics ? a->variants : 0,
-            false,
-            0,
-            4 * pooled_floats(shape) + MaximumRows<false>::bytes(shape),
-            0};
+  PN_REQUIRE(!a->y[PN_POOL_NONE] && !a->statistics[PN_POOL_NONE], "%s: what is not pooled has no y and no statistics",
+             name);
+  bool wanted = false;
+  for (const int pooling : kPools) wanted |= a->y[pooling] || a->statistics[pooling];
+  *needs = {a->images, wanted ? a->variants : 0, false, 0, forward_bytes(shape_of(a)), 0};
   return PN_OK;
 }
 
-template <bool Max>
 void run_forward(const CallImage& run) {
-  forward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<float*>(run.local));
+  forward_image(static_cast<const pn_pool*>(run.args), run.image, static_cast<char*>(run.local));
 }
 
-template <bool Max>
 int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
   const pn_pool* a = static_cast<const pn_pool*>(args);
   if (const int32_t status = check(a, name)) return status;
   PN_REQUIRE(a->variants == 1, "%s: takes one variant, not %d", name, a->variants);
   PN_REQUIRE(a->x, "%s: x is null", name);
   PN_REQUIRE(a->gradients && a->gradient_count >= 1, "%s: there are no gradients", name);
-  for (int i = 0; i < a->gradient_count; i++) PN_REQUIRE(a->gradients[i].g, "%s: g of gradient %d is null", name, i);
-  const PoolShape shape = shape_of(a);
-  *needs = {a->images,
-            a->dx ? 1 : 0,
-            false,
-            0,
-            GradientRing::bytes(a) + 4 * pooled_floats(shape) + MaximumRows<true>::bytes(shape),
-            0};
+  for (int i = 0; i < a->gradient_count; i++) {
+    const pn_pool_gradient& gradient = a->gradients[i];
+    PN_REQUIRE(gradient.g, "%s: g of gradient %d is null", name, i);
+    PN_REQUIRE(gradient.coefficients[0] || gradient.coefficients[1] || gradient.coefficients[2],
+               "%s: gradient %d has no coefficients", name, i);
+    PN_REQUIRE(!gradient.coefficients[PN_POOL_NONE] || a->stride == 1,
+               "%s: a skip connection has stride 1, but gradient %d is of stride %d", name, i, a->stride);
+  }
+  *needs = {a->images, a->dx ? 1 : 0, false, 0, backward_bytes(shape_of(a)), 0};
   return PN_OK;
 }
 
-template <bool Max>
 void run_backward(const CallImage& run) {
-  backward_image<Max>(static_cast<const pn_pool*>(run.args), run.image, static_cast<char*>(run.local));
+  backward_image(static_cast<const pn_pool*>(run.args), run.image, static_cast<char*>(run.local));
 }
 
 }  // namespace
 
-const GroupKernel max_pool_3x3_forward_kernel = {"max_pool_3x3_forward", check_forward, nullptr,
-                                                 run_forward<true>,      reads_first,   nullptr};
-const GroupKernel max_pool_3x3_backward_kernel = {"max_pool_3x3_backward", check_backward<true>, nullptr,
-                                                  run_backward<true>,      reads_first,          nullptr};
-const GroupKernel avg_pool_3x3_forward_kernel = {"avg_pool_3x3_forward", check_forward, nullptr,
-                                                 run_forward<false>,     reads_first,   nullptr};
-const GroupKernel avg_pool_3x3_backward_kernel = {"avg_pool_3x3_backward", check_backward<false>, nullptr,
-                                                  run_backward<false>,     reads_first,           nullptr};
+const GroupKernel pool_3x3_forward_kernel = {"pool_3x3_forward", check_forward, nullptr,
+                                             run_forward,        reads_first,   nullptr};
+const GroupKernel pool_3x3_backward_kernel = {"pool_3x3_backward", check_backward, nullptr,
+                                              run_backward,        reads_first,    nullptr};
 
 }  // namespace pn::PN_NAMESPACE

@@ -154,7 +154,7 @@ public sealed class LibraryPeerTests
             KernelCases.Convolution(Side, Side, 3, 8, (3, 3), (1, 1), (1, 1), options with { Wanted = Wanted.Weights }, relu: false));
         foreach (var maximum in new[] { true, false })
             foreach (var stride in new[] { 1, 2 })
-                yield return (new(maximum ? "max_pool_3x3" : "avg_pool_3x3", Batch, Side, 4, stride), KernelCases.Pool(maximum, Side, Side, 4, stride, options));
+                yield return (new(maximum ? "max_pool_3x3" : "avg_pool_3x3", Batch, Side, 4, stride), KernelCases.Pool([maximum ? Pooling.Max3x3 : Pooling.Avg3x3], Side, Side, 4, stride, options));
     }
 
     /// <summary>Whether the libraries have something for an operator; then its values are ours.</summary>

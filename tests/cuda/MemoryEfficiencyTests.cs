@@ -32,8 +32,7 @@ public sealed class MemoryEfficiencyTests
         new("convolution_forward", Traffic: 1.6),
         new("convolution_backward_weights", Traffic: 3.8),
         new("sum_partials", Traffic: 0.5),
-        new("max_pool_3x3", Traffic: 4.5),
-        new("avg_pool_3x3", Traffic: 4.5),
+        new("pool_3x3", Traffic: 4.5),
         new("mixed_sum_forward_variants", Traffic: 2),
         // A strip of four pooled pixels reads the rows above and below it, too.
         new("mixed_sum_forward", Traffic: 1.4, Case: "pair"),
@@ -41,7 +40,6 @@ public sealed class MemoryEfficiencyTests
         new("mixed_sum_backward", Traffic: 1.5, Case: "pair"),
         new("mixed_sum_backward", Traffic: 1.4),
         new("global_average_pool", Traffic: 1.2),
-        new("scaled_copy", Traffic: 1.1),
         new("sgd_sum_squares", Traffic: 0.3),
         new("sgd_step", Traffic: 1.1),
         new("adam_step", Traffic: 1.1),
@@ -81,9 +79,10 @@ public sealed class MemoryEfficiencyTests
     {
         foreach (var (size, channels) in Shapes)
         {
-            foreach (var maximum in new[] { true, false })
+            foreach (var taken in new Pooling[][] { [Pooling.Max3x3], [Pooling.Avg3x3], [Pooling.Max3x3, Pooling.Avg3x3] })
                 foreach (var stride in new[] { 1, 2 })
-                    yield return KernelCases.Pool(maximum, size, size, channels, stride, new());
+                    yield return KernelCases.Pool(taken, size, size, channels, stride, new());
+            yield return KernelCases.Pool([Pooling.None, Pooling.Max3x3, Pooling.Avg3x3], size, size, channels, 1, new(), gradients: 3);
             foreach (var (kernel, stride, dilation) in new[] { (3, 1, 1), (5, 1, 1), (5, 1, 2), (3, 2, 1) })
                 yield return KernelCases.DepthwisePointwise(size, size, channels, channels, kernel, stride, dilation, new(Normalization: true));
             yield return KernelCases.Pointwise(size, size, [.. Enumerable.Repeat(new Part(channels), 4)], channels, new());
@@ -97,7 +96,6 @@ public sealed class MemoryEfficiencyTests
         }
         yield return KernelCases.Convolution(32, 32, 3, 48, (3, 3), (1, 1), (1, 1), new(Wanted: Wanted.Weights), relu: false);
         yield return KernelCases.GlobalAveragePool(2, 64, [.. Enumerable.Repeat(new Part(64), 4)]);
-        yield return KernelCases.ScaledCopy(1 << 16, weight: true, accumulate: false);
         yield return KernelCases.Sgd(100_001, maxNorm: 5);
         yield return KernelCases.Adam(100_001, 3);
         yield return KernelCases.Noise(1 << 14, 1, 0);

@@ -49,13 +49,13 @@ public sealed partial class PlantedBugTests
             [new("linear.cu", "if (row < a.rows && k < a.in_channels) a.dx", "if (row <= a.rows && k < a.in_channels) a.dx")],
             LinearBackward),
         ["an off-by-one at the image's last row"] = new(
-            "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
+            "pools", "pool_3x3_forward", "out of bounds", "ld.global",
             [new("pooled_column.h", "iy_ < shape_.height", "iy_ <= shape_.height")],
-            AvgPoolForward),
+            PoolForward),
         ["an off-by-one at the image's last column"] = new(
-            "pools", "avg_pool_3x3_forward", "out of bounds", "ld.global",
+            "pools", "pool_3x3_forward", "out of bounds", "ld.global",
             [new("pooled_column.h", "ox * shape.stride + 1 < shape.width", "ox * shape.stride + 1 <= shape.width")],
-            AvgPoolForward),
+            PoolForward),
         ["a row of threads too many in a sum"] = new(
             "batch_norm", "batch_norm_backward", "uninitialised read", "ld.shared",
             [new("channels.h", "if (thread.y + half < rows)", "if (thread.y + half <= rows)")],
@@ -77,9 +77,9 @@ public sealed partial class PlantedBugTests
             [new("optimisers.cu", "a.squares[pn::block_index().x] = total", "a.squares[pn::block_index().x / 2] = total")],
             SgdStep),
         ["a result that another block writes"] = new(
-            "scaled_copy", "scaled_copy", "race between blocks", "ld.global",
-            [new("scaled_copy.cu", "pn::load<W>(a.g + i)", "pn::load<W>(a.dx + (i + pn::kChunk) % a.count)")],
-            ScaledCopy),
+            "optimisers", "adam_step", "race between blocks", "ld.global",
+            [new("optimisers.cu", "pn::load<W>(a.first_moment + i)", "pn::load<W>(a.first_moment + (i + pn::kChunk) % a.count)")],
+            AdamStep),
         ["a missing fence before a block is counted"] = new(
             Fused, FusedForward, "race between blocks", "ld.global",
             [new("device.h", "  __nvvm_membar_gl();\n  barrier();\n  if", "  barrier();\n  if")],
@@ -89,9 +89,9 @@ public sealed partial class PlantedBugTests
             [new("device.h", "  barrier();\n  __nvvm_membar_gl();\n", "  barrier();\n")],
             DepthwisePointwiseForward),
         ["an access of 16 bytes off its boundary"] = new(
-            "scaled_copy", "scaled_copy", "misaligned", "ld.global",
+            "optimisers", "adam_step", "misaligned", "ld.global",
             [new("flat.h", "f(Width<4>(), begin + i)", "f(Width<4>(), begin + i + 1)")],
-            ScaledCopy),
+            AdamStep),
     };
 
     public static TheoryData<string> Names() => [.. Bugs.Keys];
@@ -138,9 +138,9 @@ public sealed partial class PlantedBugTests
         EmulatedCounters Count(IReadOnlyList<PlantedKernels.Edit> edits)
         {
             using var backend = new CudaBackend(DeviceKind.CudaEmulated);
-            backend.Replace("scaled_copy", PlantedKernels.Compile("scaled_copy", edits));
+            backend.Replace("adam_step", PlantedKernels.Compile("optimisers", edits));
             using var memory = new Memory(backend);
-            return CudaEmulator.Count(() => ScaledCopy(backend, memory))["scaled_copy"];
+            return CudaEmulator.Count(() => AdamStep(backend, memory))["adam_step"];
         }
     }
 
@@ -231,13 +231,13 @@ public sealed partial class PlantedBugTests
         memory.Wait();
     }
 
-    private static void AvgPoolForward(CudaBackend backend, Memory memory)
+    private static void PoolForward(CudaBackend backend, Memory memory)
     {
-        backend.AvgPoolForward(new()
+        backend.PoolForward(new()
         {
             X = memory.Floats(2 * 5 * 6 * 8),
-            Y = memory.Floats(2 * 5 * 6 * 8),
-            Statistics = memory.Floats(2 * 2 * 8),
+            Y = new() { [Pooling.Avg3x3] = memory.Floats(2 * 5 * 6 * 8) },
+            Statistics = new() { [Pooling.Avg3x3] = memory.Floats(2 * 2 * 8) },
             Variants = 1,
             Images = 2,
             Height = 5,
@@ -289,10 +289,19 @@ public sealed partial class PlantedBugTests
         memory.Wait();
     }
 
-    private static void ScaledCopy(CudaBackend backend, Memory memory)
+    private static void AdamStep(CudaBackend backend, Memory memory)
     {
         const int count = 8192;
-        backend.ScaledCopy(new() { G = memory.Floats(count), Dx = memory.Floats(count), Count = count });
+        backend.AdamStep(new()
+        {
+            Parameters = memory.Floats(count),
+            Gradients = memory.Floats(count),
+            FirstMoment = memory.Floats(count),
+            SecondMoment = memory.Floats(count),
+            Count = count,
+            Step = 1,
+            Rate = 0.1f,
+        });
         memory.Wait();
     }
 

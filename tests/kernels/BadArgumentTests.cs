@@ -54,13 +54,17 @@ public sealed unsafe class BadArgumentTests : IDisposable
         ["convolution_backward: no g"] = (b, m) => b.ConvolutionBackward(m.Convolution() with { G = 0 }),
         ["convolution_backward: coefficients without y"] = (b, m) => b.ConvolutionBackward(m.Convolution() with { Y = 0 }),
 
-        ["max_pool_3x3_forward: no x"] = (b, m) => b.MaxPoolForward(m.Pool() with { X = 0 }),
-        ["max_pool_3x3_forward: stride 3"] = (b, m) => b.MaxPoolForward(m.Pool() with { Stride = 3 }),
-        ["max_pool_3x3_backward: no x"] = (b, m) => b.MaxPoolBackward(m.Pool() with { X = 0 }),
-        ["max_pool_3x3_backward: no gradients"] = (b, m) => b.MaxPoolBackward(m.Pool() with { GradientCount = 0 }),
-        ["avg_pool_3x3_forward: no channels"] = (b, m) => b.AvgPoolForward(m.Pool() with { Channels = 0 }),
-        ["avg_pool_3x3_backward: two variants"] = (b, m) => b.AvgPoolBackward(m.Pool() with { Variants = 2 }),
-        ["avg_pool_3x3_backward: no g"] = (b, m) => b.AvgPoolBackward(m.Pool(gradient => gradient with { G = 0 })),
+        ["pool_3x3_forward: no x"] = (b, m) => b.PoolForward(m.Pool() with { X = 0 }),
+        ["pool_3x3_forward: stride 3"] = (b, m) => b.PoolForward(m.Pool() with { Stride = 3 }),
+        ["pool_3x3_forward: no channels"] = (b, m) => b.PoolForward(m.Pool() with { Channels = 0 }),
+        ["pool_3x3_forward: statistics of what is not pooled"] = (b, m) => b.PoolForward(m.Pool() with { Statistics = m.For(Pooling.None, 2) }),
+        ["pool_3x3_backward: no x"] = (b, m) => b.PoolBackward(m.Pool() with { X = 0 }),
+        ["pool_3x3_backward: no gradients"] = (b, m) => b.PoolBackward(m.Pool() with { GradientCount = 0 }),
+        ["pool_3x3_backward: two variants"] = (b, m) => b.PoolBackward(m.Pool() with { Variants = 2 }),
+        ["pool_3x3_backward: no g"] = (b, m) => b.PoolBackward(m.Pool(gradient => gradient with { G = 0 })),
+        ["pool_3x3_backward: no coefficients"] = (b, m) => b.PoolBackward(m.Pool(gradient => gradient with { Coefficients = default })),
+        ["pool_3x3_backward: skip connection with stride 2"] = (b, m) =>
+            b.PoolBackward(m.Pool(gradient => gradient with { Coefficients = m.For(Pooling.None, 4) }) with { Stride = 2 }),
 
         ["batch_norm_forward: no normalization"] = (b, m) => b.BatchNormForward(m.BatchNormForward() with { Normalization = 0 }),
         ["batch_norm_forward: evaluation without running statistics"] = (b, m) =>
@@ -88,9 +92,6 @@ public sealed unsafe class BadArgumentTests : IDisposable
         ["mixed_sum_backward: no g"] = (b, m) => b.MixedSumBackward(m.MixedSum() with { G = 0 }),
         ["mixed_sum_backward: a term without y"] = (b, m) => b.MixedSumBackward(m.MixedSum(term => term with { Y = 0 })),
         ["mixed_sum_backward: two variants"] = (b, m) => b.MixedSumBackward(m.MixedSum() with { Variants = 2 }),
-
-        ["scaled_copy: no dx"] = (b, m) => b.ScaledCopy(new() { G = m[0], Count = 8 }),
-        ["scaled_copy: count -1"] = (b, m) => b.ScaledCopy(new() { G = m[0], Dx = m[1], Count = -1 }),
 
         ["global_average_pool_forward: no parts"] = (b, m) => b.GlobalAveragePoolForward(m.GlobalAveragePool() with { PartCount = 0 }),
         ["global_average_pool_forward: no out"] = (b, m) => b.GlobalAveragePoolForward(m.GlobalAveragePool() with { Out = 0 }),
@@ -241,15 +242,17 @@ public sealed unsafe class BadArgumentTests : IDisposable
             PaddingW = 1,
         };
 
-        public PoolArgs Pool(Func<PendingGradientArgs, PendingGradientArgs>? change = null)
+        public PoolingAddresses For(Pooling pooling, int input) => new() { [pooling] = this[input] };
+
+        public PoolArgs Pool(Func<PoolGradientArgs, PoolGradientArgs>? change = null)
         {
-            var gradient = new PendingGradientArgs { G = this[3], Coefficients = this[4] };
-            *(PendingGradientArgs*)_inputs = change == null ? gradient : change(gradient);
+            var gradient = new PoolGradientArgs { G = this[3], Coefficients = For(Pooling.Max3x3, 4) };
+            *(PoolGradientArgs*)_inputs = change == null ? gradient : change(gradient);
             return new()
             {
                 X = this[0],
-                Y = this[1],
-                Statistics = this[2],
+                Y = For(Pooling.Max3x3, 1),
+                Statistics = For(Pooling.Max3x3, 2),
                 Gradients = _inputs,
                 Dx = this[5],
                 Variants = 1,

@@ -50,7 +50,7 @@ public sealed class BatchNormChainTests : IDisposable
             "factorized_reduction" => FactorizedReduction(),
             "convolution" => Convolution(),
             "preprocess" => Preprocess(),
-            _ => Pool(name == "max_pool"),
+            _ => Pool(name == "max_pool" ? Pooling.Max3x3 : Pooling.Avg3x3),
         };
         var tail = new Tail(this, pixels);
         double Loss()
@@ -248,15 +248,15 @@ public sealed class BatchNormChainTests : IDisposable
         return (Forward, Backward, pixels);
     }
 
-    private (Action, Action, int) Pool(bool maximum)
+    private (Action, Action, int) Pool(Pooling pooling)
     {
         Parameter("x", Images * Height * Width * Channels);
         const int pixels = 3 * 3;
         PoolArgs Args() => new()
         {
             X = At("x"),
-            Y = At("y", Images * pixels * Channels),
-            Statistics = At("statistics", Images * 2 * Channels),
+            Y = new() { [pooling] = At("y", Images * pixels * Channels) },
+            Statistics = new() { [pooling] = At("statistics", Images * 2 * Channels) },
             Dx = Gradient("x"),
             Variants = 1,
             Images = Images,
@@ -267,14 +267,14 @@ public sealed class BatchNormChainTests : IDisposable
         };
         unsafe void Backward()
         {
-            var gradient = new PendingGradientArgs { G = At("g", Images * pixels * Channels), Coefficients = At("coefficients", 3 * Channels) };
-            var arguments = Args() with { Gradients = (nint)(&gradient), GradientCount = 1 };
-            if (maximum)
-                _backend.MaxPoolBackward(arguments);
-            else
-                _backend.AvgPoolBackward(arguments);
+            PoolGradientArgs gradient = new()
+            {
+                G = At("g", Images * pixels * Channels),
+                Coefficients = new() { [pooling] = At("coefficients", 3 * Channels) },
+            };
+            _backend.PoolBackward(Args() with { Gradients = (nint)(&gradient), GradientCount = 1 });
         }
-        return maximum ? (() => _backend.MaxPoolForward(Args()), Backward, pixels) : (() => _backend.AvgPoolForward(Args()), Backward, pixels);
+        return (() => _backend.PoolForward(Args()), Backward, pixels);
     }
 
     private PointwiseArgs PointwiseArgs(
@@ -498,7 +498,7 @@ public sealed class BatchNormChainTests : IDisposable
             return 2 * _chain.Read("loss")[0] / Images;
         }
 
-        public void Backward()
+        public unsafe void Backward()
         {
             var backend = _chain._backend;
             backend.LinearBackward(Linear());
@@ -506,12 +506,29 @@ public sealed class BatchNormChainTests : IDisposable
             WithTerms(Terms(), MixedSum(), backend.MixedSumBackward);
             var weights = _chain.At("weights");
             _norm.Backward(_chain.At("sums"), rows: 3, row: 2, weight: weights + sizeof(double));
-            backend.ScaledCopy(new()
+            backend.BatchNormBackward(new()
             {
-                G = _chain.At("g"),
                 Weight = weights,
+                Coefficients = _chain.At("skip coefficients", 3 * Channels),
+                Images = Images,
+                Pixels = _pixels,
+                Channels = Channels,
+                Rows = 3,
+                Row = 1,
+            });
+            PoolGradientArgs skip = new() { G = _chain.At("g"), Coefficients = new() { [Pooling.None] = _chain.At("skip coefficients") } };
+            backend.PoolBackward(new()
+            {
+                X = _chain.At("skip"),
+                Gradients = (nint)(&skip),
                 Dx = _chain.Gradient("skip"),
-                Count = Images * _pixels * Channels,
+                Variants = 1,
+                Images = Images,
+                Height = _pixels,
+                Width = 1,
+                Channels = Channels,
+                Stride = 1,
+                GradientCount = 1,
             });
         }
 

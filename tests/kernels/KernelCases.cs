@@ -261,67 +261,81 @@ public static class KernelCases
         return kernelCase;
     }
 
+    /// <summary>What is asked for of pool_3x3, and for how many nodes.</summary>
+    /// <param name="pools">Every value that is taken. Where it is one alone, its buffers have the names that they have elsewhere.</param>
+    /// <param name="gradients">Nodes. With several values, each but the first takes all but one of them.</param>
     /// <param name="output">Whether y is wanted, and not only its statistics.</param>
     public static KernelCase Pool(
-        bool maximum, int height, int width, int channels, int stride, Options options, int gradients = 1, bool output = true)
+        Pooling[] pools, int height, int width, int channels, int stride, Options options, int gradients = 1, bool output = true)
     {
         var pixels = Extent(height, 3, stride, 1) * Extent(width, 3, stride, 1);
         var images = options.Variants * options.Images;
         var inputs = images * height * width * channels;
-        void Set(KernelAddresses at, out PoolArgs a) => a = new()
+        var pooled = pools.Where(pooling => pooling != Pooling.None).ToArray();
+        void Set(KernelAddresses at, out PoolArgs a)
         {
-            X = at["x"],
-            Y = at["y"],
-            Statistics = at["statistics"],
-            Dx = at["dx"],
-            Variants = options.Variants,
-            Images = options.Images,
-            Height = height,
-            Width = width,
-            Channels = channels,
-            Stride = stride,
-            Accumulate = options.Accumulate ? 1 : 0,
-        };
+            a = new()
+            {
+                X = at["x"],
+                Dx = at["dx"],
+                Variants = options.Variants,
+                Images = options.Images,
+                Height = height,
+                Width = width,
+                Channels = channels,
+                Stride = stride,
+                Accumulate = options.Accumulate ? 1 : 0,
+            };
+            foreach (var pooling in pooled)
+            {
+                a.Y[pooling] = at[Named("y", pooling)];
+                a.Statistics[pooling] = at[Named("statistics", pooling)];
+            }
+        }
         var kernelCase = new KernelCase(
-            maximum ? "max_pool_3x3" : "avg_pool_3x3",
-            $"{height}x{width}x{channels} s{stride} {options}{(gradients > 1 ? $" gradients{gradients}" : "")}{(output ? "" : " noy")}")
+            "pool_3x3",
+            $"{string.Join('+', pools)} {height}x{width}x{channels} s{stride} {options}{(gradients > 1 ? $" gradients{gradients}" : "")}{(output ? "" : " noy")}")
         {
-            Differentiable = options.Special == Special.None && gradients == 1 && output,
+            Differentiable = options.Special == Special.None && gradients == 1 && output && pools.Length == 1 && pooled.Length == 1,
             Forward = (backend, at) =>
             {
                 Set(at, out var a);
-                if (maximum)
-                    backend.MaxPoolForward(a);
-                else
-                    backend.AvgPoolForward(a);
+                backend.PoolForward(a);
             },
             Backward = options.Variants > 1 ? null : (backend, at) => Backward(backend, at),
         };
         unsafe void Backward(Backend backend, KernelAddresses at)
         {
-            var pending = stackalloc PendingGradientArgs[gradients];
+            var pending = stackalloc PoolGradientArgs[gradients];
             for (var i = 0; i < gradients; i++)
-                pending[i] = new() { G = at[Numbered("g", i)], Coefficients = at[Numbered("coefficients", i)] };
+            {
+                pending[i] = new() { G = at[Numbered("g", i)] };
+                foreach (var pooling in TakenBy(i))
+                    pending[i].Coefficients[pooling] = at[Numbered(Named("coefficients", pooling), i)];
+            }
             Set(at, out var a);
             a.Gradients = (nint)pending;
             a.GradientCount = gradients;
-            if (maximum)
-                backend.MaxPoolBackward(a);
-            else
-                backend.AvgPoolBackward(a);
+            backend.PoolBackward(a);
         }
         static string Numbered(string name, int i) => i == 0 ? name : $"{name}{i}";
+        string Named(string name, Pooling pooling) => pools.Length == 1 ? name : $"{pooling}_{name}";
+        IEnumerable<Pooling> TakenBy(int i) => pools.Where((_, k) => pools.Length == 1 || i == 0 || k != i % pools.Length);
         AddInput(kernelCase, "x", inputs, options.Special);
-        AddOutput(kernelCase, images, pixels, channels, 0, channels, options, output);
+        foreach (var pooling in pooled)
+        {
+            if (output)
+                kernelCase.Output(Named("y", pooling), images * pixels * channels);
+            if (options.Statistics)
+                kernelCase.Output(Named("statistics", pooling), images * 2 * channels, rowLength: channels, rows: 2);
+        }
         if (options.Variants > 1)
             return kernelCase;
-        AddGradient(kernelCase, images * pixels * channels, channels, options);
-        for (var i = 1; i < gradients; i++)
+        for (var i = 0; i < gradients; i++)
         {
             kernelCase.Input(Numbered("g", i), images * pixels * channels);
-            // Not every consumer has a batch norm.
-            if (options.Coefficients && i != 1)
-                kernelCase.Input(Numbered("coefficients", i), 3 * channels, 0.5, 0.25);
+            foreach (var pooling in TakenBy(i))
+                kernelCase.Input(Numbered(Named("coefficients", pooling), i), 3 * channels, 0.5, 0.25);
         }
         return kernelCase.Gradient("dx", inputs, options.Accumulate);
     }
@@ -493,25 +507,6 @@ public static class KernelCases
         var rows = 1 + terms.Length;
         kernelCase.Output("gradient_sums", images * rows * channels, BufferRole.BackwardOutput, rowLength: channels, rows: rows);
         return weightGradients ? kernelCase.Gradient("d_weights", weightStride, accumulate: true) : kernelCase;
-    }
-
-    public static KernelCase ScaledCopy(int count, bool weight, bool accumulate)
-    {
-        var kernelCase = new KernelCase("scaled_copy", $"{count}{(weight ? " weight" : "")}{(accumulate ? " acc" : "")}")
-        {
-            Forward = (backend, at) => backend.ScaledCopy(new()
-            {
-                G = at["g"],
-                Weight = at["weight"],
-                Dx = at["dx"],
-                Count = count,
-                Accumulate = accumulate ? 1 : 0,
-            }),
-        };
-        kernelCase.Input("g", count);
-        if (weight)
-            kernelCase.Input("weight", 1);
-        return kernelCase.Output("dx", count, initial: accumulate ? KernelCase.Normal(count, 1, 0, 0) : null);
     }
 
     public static KernelCase GlobalAveragePool(int images, int pixels, Part[] parts)
@@ -745,29 +740,41 @@ public static class KernelCases
         yield return Convolution(6, 6, 8, 16, (3, 3), one, one, new(Special: Special.NotANumber));
         yield return Convolution(16, 16, 4, 16, (3, 3), one, one, new(Special: Special.LargeMean));
 
-        foreach (var maximum in new[] { true, false })
+        const Pooling Max = Pooling.Max3x3, Avg = Pooling.Avg3x3, No = Pooling.None;
+        foreach (var pools in new Pooling[][] { [Max], [Avg] })
         {
-            yield return Pool(maximum, 8, 8, 16, 1, new());
-            yield return Pool(maximum, 8, 8, 16, 2, new());
-            yield return Pool(maximum, 7, 9, 20, 1, new(Images: 1));
-            yield return Pool(maximum, 9, 7, 13, 2, new(Images: 3));
-            yield return Pool(maximum, 1, 1, 16, 1, new());
-            yield return Pool(maximum, 1, 4, 5, 2, new());
-            yield return Pool(maximum, 2, 2, 33, 2, new());
-            yield return Pool(maximum, 32, 32, 16, 1, new());
-            yield return Pool(maximum, 6, 6, 16, 1, new(Variants: 3));
-            yield return Pool(maximum, 7, 6, 12, 2, new(Variants: 2, Images: 1, Statistics: false));
-            yield return Pool(maximum, 8, 8, 16, 1, new(Accumulate: true));
-            yield return Pool(maximum, 7, 7, 36, 2, new(Accumulate: true, Coefficients: false));
-            yield return Pool(maximum, 6, 6, 16, 1, new(Coefficients: false, Statistics: false));
-            yield return Pool(maximum, 6, 6, 16, 1, new(Special: Special.NotANumber));
-            yield return Pool(maximum, 8, 7, 16, 1, new(), gradients: 4);
-            yield return Pool(maximum, 7, 8, 20, 2, new(Accumulate: true), gradients: 3);
-            yield return Pool(maximum, 10, 35, 20, 1, new(Images: 1));
-            yield return Pool(maximum, 17, 67, 5, 2, new(), gradients: 2);
-            yield return Pool(maximum, 9, 7, 16, 1, new(), output: false);
+            yield return Pool(pools, 8, 8, 16, 1, new());
+            yield return Pool(pools, 8, 8, 16, 2, new());
+            yield return Pool(pools, 7, 9, 20, 1, new(Images: 1));
+            yield return Pool(pools, 9, 7, 13, 2, new(Images: 3));
+            yield return Pool(pools, 1, 1, 16, 1, new());
+            yield return Pool(pools, 1, 4, 5, 2, new());
+            yield return Pool(pools, 2, 2, 33, 2, new());
+            yield return Pool(pools, 32, 32, 16, 1, new());
+            yield return Pool(pools, 6, 6, 16, 1, new(Variants: 3));
+            yield return Pool(pools, 7, 6, 12, 2, new(Variants: 2, Images: 1, Statistics: false));
+            yield return Pool(pools, 8, 8, 16, 1, new(Accumulate: true));
+            yield return Pool(pools, 7, 7, 36, 2, new(Accumulate: true));
+            yield return Pool(pools, 6, 6, 16, 1, new(Statistics: false));
+            yield return Pool(pools, 6, 6, 16, 1, new(Special: Special.NotANumber));
+            yield return Pool(pools, 8, 7, 16, 1, new(), gradients: 4);
+            yield return Pool(pools, 7, 8, 20, 2, new(Accumulate: true), gradients: 3);
+            yield return Pool(pools, 10, 35, 20, 1, new(Images: 1));
+            yield return Pool(pools, 17, 67, 5, 2, new(), gradients: 2);
+            yield return Pool(pools, 9, 7, 16, 1, new(), output: false);
         }
-        yield return Pool(true, 16, 16, 16, 2, new(Special: Special.LargeMean));
+        yield return Pool([Max], 16, 16, 16, 2, new(Special: Special.LargeMean));
+        yield return Pool([No], 5, 7, 13, 1, new());
+        yield return Pool([No], 4, 9, 16, 1, new(Accumulate: true), gradients: 4);
+        yield return Pool([Max, Avg, No], 8, 8, 16, 1, new());
+        yield return Pool([Max, Avg, No], 9, 7, 13, 1, new(Accumulate: true), gradients: 4);
+        yield return Pool([Max, Avg, No], 32, 32, 16, 1, new(Accumulate: true), gradients: 3);
+        yield return Pool([Max, Avg, No], 6, 6, 16, 1, new(Special: Special.NotANumber));
+        yield return Pool([Max, No], 1, 2, 20, 1, new(), gradients: 2);
+        yield return Pool([Avg, No], 3, 1, 36, 1, new(), gradients: 2);
+        yield return Pool([Max, Avg], 8, 6, 20, 2, new(), gradients: 4);
+        yield return Pool([Max, Avg], 17, 67, 5, 2, new(Accumulate: true));
+        yield return Pool([Max, Avg], 5, 6, 12, 1, new(Variants: 3), output: false);
 
         yield return BatchNormForward(1, 4, 64, 16, training: true, affine: false, running: true);
         yield return BatchNormForward(1, 1, 9, 13, training: true, affine: true, running: true);
@@ -797,7 +804,6 @@ public static class KernelCases
         yield return MixedSum(3, 2, 9, 16, [(3, true, 0)], 1, weights: false);
         yield return MixedSum(1, 2, 9, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, absent: 1);
         yield return MixedSum(2, 2, 9, 20, [(1, false, 0), (2, true, 1)], 2, absent: 0);
-        const Pooling Max = Pooling.Max3x3, Avg = Pooling.Avg3x3, No = Pooling.None;
         yield return MixedSum(1, 2, 64, 16, [(1, true, 0), (1, true, 1), (1, false, 2)], 3, pools: [(Max, 8, 8, 1), (Avg, 8, 8, 1)]);
         yield return MixedSum(1, 3, 12, 20, [(1, true, 0), (1, false, 1), (1, true, 2), (1, true, 3), (1, true, 4)], 5,
             pools: [(Avg, 7, 6, 2), (No, 0, 0, 0), (Max, 7, 6, 2), (Avg, 4, 3, 1), (Max, 4, 3, 1)]);
@@ -812,10 +818,6 @@ public static class KernelCases
         yield return MixedSum(9, 1, 9, 16, [(1, true, 0), (1, true, 1), (9, true, 2), (9, true, 3)], 4,
             pools: [(Avg, 3, 3, 1), (Max, 3, 3, 1), (Max, 6, 5, 2), (Avg, 6, 5, 2)], pair: 3);
         yield return MixedSum(2, 2, 9, 16, [(2, true, 0), (2, true, 1)], 2, absent: 1, pools: [(Max, 3, 3, 1), (Avg, 3, 3, 1)], pair: 1);
-
-        foreach (var count in new[] { 1, 15, 1000, 70_001 })
-            yield return ScaledCopy(count, weight: count != 15, accumulate: count > 15);
-        yield return ScaledCopy(1000, weight: true, accumulate: false);
 
         yield return GlobalAveragePool(3, 64, [new(16), new(16), new(16), new(16)]);
         yield return GlobalAveragePool(1, 49, [new(13), new(4, Accumulate: true), new(20, Gradient: false)]);

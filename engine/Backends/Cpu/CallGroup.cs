@@ -8,10 +8,8 @@ internal enum Kernel
 {
     DepthwisePointwiseForward,
     DepthwisePointwiseBackward,
-    MaxPoolForward,
-    MaxPoolBackward,
-    AvgPoolForward,
-    AvgPoolBackward,
+    PoolForward,
+    PoolBackward,
 }
 
 /// <summary>

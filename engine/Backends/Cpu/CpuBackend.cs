@@ -143,13 +143,9 @@ public sealed unsafe class CpuBackend : Backend
 
     public override void ConvolutionBackward(in ConvolutionArgs a) => Check(NativeKernels.ConvolutionBackward(Ready(), a));
 
-    public override void MaxPoolForward(in PoolArgs a) => Run(Kernel.MaxPoolForward, a);
+    public override void PoolForward(in PoolArgs a) => Run(Kernel.PoolForward, a);
 
-    public override void MaxPoolBackward(in PoolArgs a) => Run(Kernel.MaxPoolBackward, a);
-
-    public override void AvgPoolForward(in PoolArgs a) => Run(Kernel.AvgPoolForward, a);
-
-    public override void AvgPoolBackward(in PoolArgs a) => Run(Kernel.AvgPoolBackward, a);
+    public override void PoolBackward(in PoolArgs a) => Run(Kernel.PoolBackward, a);
 
     public override void BatchNormForward(in BatchNormForwardArgs a) => Check(NativeKernels.BatchNormForward(Ready(), a));
 
@@ -164,8 +160,6 @@ public sealed unsafe class CpuBackend : Backend
     public override void MixedSumForward(in MixedSumArgs a) => Check(NativeKernels.MixedSumForward(Ready(), a));
 
     public override void MixedSumBackward(in MixedSumArgs a) => Check(NativeKernels.MixedSumBackward(Ready(), a));
-
-    public override void ScaledCopy(in ScaledCopyArgs a) => Check(NativeKernels.ScaledCopy(Ready(), a));
 
     public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolForward(Ready(), a));
 

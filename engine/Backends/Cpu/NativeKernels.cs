@@ -10,7 +10,7 @@ namespace PerturbNas.Backends.Cpu;
 internal static partial class NativeKernels
 {
     /// <summary>PN_ABI_VERSION of the header that the argument structs mirror.</summary>
-    internal const int AbiVersion = 2;
+    internal const int AbiVersion = 3;
 
     private const string Library = "perturbnas_kernels";
 
@@ -61,9 +61,6 @@ internal static partial class NativeKernels
 
     [LibraryImport(Library, EntryPoint = "pn_mixed_sum_backward")]
     internal static partial int MixedSumBackward(ContextHandle context, in MixedSumArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_scaled_copy_run")]
-    internal static partial int ScaledCopy(ContextHandle context, in ScaledCopyArgs a);
 
     [LibraryImport(Library, EntryPoint = "pn_global_average_pool_forward")]
     internal static partial int GlobalAveragePoolForward(ContextHandle context, in GlobalAveragePoolArgs a);

@@ -111,22 +111,31 @@ public readonly record struct Cost(long Flops, long Bytes, long ProductFlops = 0
     }
 
     /// <summary>
-    /// Forward: 9 comparisons or additions per element of y, statistics; backward: the pending gradients, 1 (max) or 9 per element. Pooling x once
-    /// more, here or in the mixed sum, instead of reading y is not counted as work.
+    /// Forward, of every pool: 9 comparisons or additions per element of y, statistics; backward: the pending gradients, and of every y that is
+    /// taken 1 (max, skip) or 9 (average) per element. Pooling x once more, here or in the mixed sum, instead of reading y is not counted as work.
     /// </summary>
-    public static unsafe Cost Of(in PoolArgs a, bool max, bool backward)
+    public static unsafe Cost Of(in PoolArgs a, bool backward)
     {
         const int taps = 9;
         var images = (long)a.Variants * a.Images;
         var x = images * a.Height * a.Width * a.Channels;
         var y = images * Strided(a.Height, a.Stride) * Strided(a.Width, a.Stride) * a.Channels;
-        // The average's division is one multiplication per element.
-        var (forward, scatter) = max ? (taps, 1) : (taps + 1, taps + 1);
-        if (!backward)
-            return new Cost(y * forward, Real * (x + (a.Y != 0 ? y : 0))) + Statistics(a.Statistics, y, images * a.Channels);
-        var cost = new Cost(y * scatter, Real * x) + Written(x, a.Accumulate);
-        foreach (var gradient in new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount))
-            cost += new Cost(gradient.Coefficients != 0 ? PendingFlops * y : y, Real * y);
+        var gradients = new ReadOnlySpan<PoolGradientArgs>((void*)a.Gradients, backward ? a.GradientCount : 0);
+        var cost = new Cost(0, Real * (x + gradients.Length * y));
+        if (backward)
+            cost += Written(x, a.Accumulate);
+        foreach (var pooling in Enum.GetValues<Pooling>())
+        {
+            // The average's division is one multiplication per element.
+            var division = pooling == Pooling.Avg3x3 ? 1 : 0;
+            var taken = 0;
+            foreach (var gradient in gradients)
+                taken += gradient.Coefficients[pooling] != 0 ? 1 : 0;
+            if (taken > 0)
+                cost += new Cost(y * (taken * PendingFlops + (pooling == Pooling.Avg3x3 ? taps : 1) + division), 0);
+            if (!backward && (a.Y[pooling] != 0 || a.Statistics[pooling] != 0))
+                cost += new Cost(y * (taps + division), a.Y[pooling] != 0 ? Real * y : 0) + Statistics(a.Statistics[pooling], y, images * a.Channels);
+        }
         return cost;
     }
 
@@ -162,8 +171,6 @@ public readonly record struct Cost(long Flops, long Bytes, long ProductFlops = 0
             ? new Cost(image + 4 * normalized + 2 * (terms - normalized), Real * (image + read + (long)a.Images * (1 + a.TermCount) * a.Channels))
             : new Cost(NormalizeFlops * normalized + 2 * a.TermCount * a.Variants * image, Real * (read + a.Variants * image));
     }
-
-    public static Cost Of(in ScaledCopyArgs a) => new Cost(a.Count, Real * a.Count) + Written(a.Count, a.Accumulate);
 
     /// <summary>Forward: 1 addition per element; backward: 1 per element of dx.</summary>
     public static unsafe Cost Of(in GlobalAveragePoolArgs a, bool backward)

@@ -166,32 +166,18 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
         Count("convolution_backward", Cost.Of(a, backward: true), start);
     }
 
-    public override void MaxPoolForward(in PoolArgs a)
+    public override void PoolForward(in PoolArgs a)
     {
         var start = Start(joinsGroup: true);
-        inner?.MaxPoolForward(a);
-        Count("max_pool_3x3_forward", Cost.Of(a, max: true, backward: false), start, joinsGroup: true);
+        inner?.PoolForward(a);
+        Count("pool_3x3_forward", Cost.Of(a, backward: false), start, joinsGroup: true);
     }
 
-    public override void MaxPoolBackward(in PoolArgs a)
+    public override void PoolBackward(in PoolArgs a)
     {
         var start = Start(joinsGroup: true);
-        inner?.MaxPoolBackward(a);
-        Count("max_pool_3x3_backward", Cost.Of(a, max: true, backward: true), start, joinsGroup: true);
-    }
-
-    public override void AvgPoolForward(in PoolArgs a)
-    {
-        var start = Start(joinsGroup: true);
-        inner?.AvgPoolForward(a);
-        Count("avg_pool_3x3_forward", Cost.Of(a, max: false, backward: false), start, joinsGroup: true);
-    }
-
-    public override void AvgPoolBackward(in PoolArgs a)
-    {
-        var start = Start(joinsGroup: true);
-        inner?.AvgPoolBackward(a);
-        Count("avg_pool_3x3_backward", Cost.Of(a, max: false, backward: true), start, joinsGroup: true);
+        inner?.PoolBackward(a);
+        Count("pool_3x3_backward", Cost.Of(a, backward: true), start, joinsGroup: true);
     }
 
     public override void BatchNormForward(in BatchNormForwardArgs a)
@@ -220,13 +206,6 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
         var start = Start();
         inner?.MixedSumBackward(a);
         Count("mixed_sum_backward", Cost.Of(a, backward: true), start);
-    }
-
-    public override void ScaledCopy(in ScaledCopyArgs a)
-    {
-        var start = Start();
-        inner?.ScaledCopy(a);
-        Count("scaled_copy", Cost.Of(a), start);
     }
 
     public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a)

@@ -152,15 +152,6 @@ public sealed unsafe partial class ReferenceBackend
         Store(a.GradientSums, sums);
     }
 
-    public override void ScaledCopy(in ScaledCopyArgs a)
-    {
-        Require(a.Count >= 0);
-        Require(a.G != 0 && a.Dx != 0);
-        var g = Load(a.G, a.Count);
-        var weight = LoadOptional(a.Weight, 1)?[0] ?? 1;
-        Store(a.Dx, Array.ConvertAll(g, value => weight * value), a.Accumulate != 0);
-    }
-
     private static void CheckMixedSum(in MixedSumArgs a)
     {
         Require(a.Variants > 0 && a.Images > 0 && a.Pixels > 0 && a.Channels > 0 && a.TermCount >= 0);

@@ -1,39 +1,54 @@
 namespace PerturbNas.Backends.Reference;
 
-/// <summary>Pooling: maximum and average 3x3, and the global average.</summary>
+/// <summary>Pooling: maximum and average 3x3 (with the skip connection), and the global average.</summary>
 public sealed unsafe partial class ReferenceBackend
 {
-    public override void MaxPoolForward(in PoolArgs a) => PoolForward(a, Pooling.Max3x3);
-
-    public override void MaxPoolBackward(in PoolArgs a)
+    public override void PoolForward(in PoolArgs a)
     {
-        var (dy, argmax) = PoolGradient(a, Pooling.Max3x3);
-        var channels = a.Channels;
-        var dx = new double[a.Images * a.Height * a.Width * channels];
-        for (var image = 0; image < a.Images; image++)
-            ForPoolTaps(a, image, (tap, output, source) =>
-            {
-                for (var c = 0; c < channels; c++)
-                    if (argmax[output * channels + c] == tap)
-                        dx[source * channels + c] += dy[output * channels + c];
-            });
-        Store(a.Dx, dx, a.Accumulate != 0);
+        CheckPool(a);
+        Require(a.X != 0 && a.Y[Pooling.None] == 0 && a.Statistics[Pooling.None] == 0);
+        foreach (var pooling in new[] { Pooling.Max3x3, Pooling.Avg3x3 })
+        {
+            var (y, _) = Pool(a, pooling);
+            Store(a.Y[pooling], y);
+            Store(a.Statistics[pooling], Statistics(y, a.Variants * a.Images, a.Channels));
+        }
     }
 
-    public override void AvgPoolForward(in PoolArgs a) => PoolForward(a, Pooling.Avg3x3);
-
-    public override void AvgPoolBackward(in PoolArgs a)
+    public override void PoolBackward(in PoolArgs a)
     {
-        var (dy, _) = PoolGradient(a, Pooling.Avg3x3);
+        CheckPool(a);
+        Require(a.Variants == 1);
+        Require(a.X != 0 && a.Dx != 0 && a.Gradients != 0 && a.GradientCount >= 1);
         var channels = a.Channels;
-        var counts = PoolCounts(a);
         var dx = new double[a.Images * a.Height * a.Width * channels];
-        for (var image = 0; image < a.Images; image++)
-            ForPoolTaps(a, image, (_, output, source) =>
-            {
-                for (var c = 0; c < channels; c++)
-                    dx[source * channels + c] += dy[output * channels + c] / counts[output];
-            });
+        var counts = PoolCounts(a);
+        var (maximum, argmax) = Pool(a, Pooling.Max3x3);
+        var (average, _) = Pool(a, Pooling.Avg3x3);
+        foreach (var gradient in new ReadOnlySpan<PoolGradientArgs>((void*)a.Gradients, a.GradientCount))
+        {
+            Require(gradient.G != 0);
+            var dMaximum = Gradient(a, gradient, Pooling.Max3x3, maximum);
+            var dAverage = Gradient(a, gradient, Pooling.Avg3x3, average);
+            Require(dMaximum != null || dAverage != null || gradient.Coefficients[Pooling.None] != 0);
+            for (var image = 0; image < a.Images; image++)
+                ForPoolTaps(a, image, (tap, output, source) =>
+                {
+                    for (var c = 0; c < channels; c++)
+                    {
+                        if (dMaximum != null && argmax[output * channels + c] == tap)
+                            dx[source * channels + c] += dMaximum[output * channels + c];
+                        if (dAverage != null)
+                            dx[source * channels + c] += dAverage[output * channels + c] / counts[output];
+                    }
+                });
+            if (gradient.Coefficients[Pooling.None] == 0)
+                continue;
+            Require(a.Stride == 1);
+            var dSkip = Gradient(a, gradient, Pooling.None, Load(a.X, dx.Length))!;
+            for (var i = 0; i < dx.Length; i++)
+                dx[i] += dSkip[i];
+        }
         Store(a.Dx, dx, a.Accumulate != 0);
     }
 
@@ -79,32 +94,11 @@ public sealed unsafe partial class ReferenceBackend
         Require(a.Stride is 1 or 2);
     }
 
-    private static void PoolForward(in PoolArgs a, Pooling pooling)
-    {
-        CheckPool(a);
-        Require(a.X != 0);
-        var (y, _) = Pool(a, pooling);
-        Store(a.Y, y);
-        Store(a.Statistics, Statistics(y, a.Variants * a.Images, a.Channels));
-    }
-
-    /// <summary>The gradient of y, and of the maximum the tap that each element of y was taken from.</summary>
-    private static (double[] Dy, byte[] Argmax) PoolGradient(in PoolArgs a, Pooling pooling)
-    {
-        CheckPool(a);
-        Require(a.Variants == 1);
-        Require(a.X != 0 && a.Dx != 0 && a.Gradients != 0 && a.GradientCount >= 1);
-        var (y, argmax) = Pool(a, pooling);
-        var dy = new double[y.Length];
-        foreach (var gradient in new ReadOnlySpan<PendingGradientArgs>((void*)a.Gradients, a.GradientCount))
-        {
-            Require(gradient.G != 0);
-            var own = RawGradient(gradient.G, gradient.Coefficients, y, PoolPixels(a), a.Channels, 0, a.Channels);
-            for (var i = 0; i < dy.Length; i++)
-                dy[i] += own[i];
-        }
-        return (dy, argmax);
-    }
+    /// <summary>A node's gradient of y; null: the node does not take it.</summary>
+    private static double[]? Gradient(in PoolArgs a, PoolGradientArgs gradient, Pooling pooling, double[] y) =>
+        gradient.Coefficients[pooling] == 0
+            ? null
+            : RawGradient(gradient.G, gradient.Coefficients[pooling], y, PoolPixels(a), a.Channels, 0, a.Channels);
 
     /// <summary>x pooled, and of the maximum the tap that each element was taken from.</summary>
     private static (double[] Y, byte[] Argmax) Pool(in PoolArgs a, Pooling pooling)

@@ -284,7 +284,7 @@ int32_t convolution_backward(pn_context* context, const pn_convolution* a) {
       }
     }
   });
-  if (a->d_weight) combine(context, partial, groups, s.depth, a->out_channels, a->d_weight);
+  if (a->d_weight) combine(context, partial, groups, sums_floats, s.depth, a->out_channels, a->d_weight);
   return PN_OK;
 }
 

@@ -9,64 +9,19 @@
 // All buffers hold planes of one vector of channels: [vectors][pixels][kLanes], so that a pixel is a constant distance
 // from the next. Channels that fill up the last vector are zero everywhere.
 #include "cpu/group.h"
+#include "cpu/product.h"
 
 namespace pn::PN_NAMESPACE {
 
 namespace {
 
-constexpr int L = kLanes;
 constexpr int kMaxKernel = 7;
 // Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
 // more from long tiles.
 constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
 constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
-// Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
-// numbers).
-constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
-constexpr int kRowPixels = 8;  // of a depthwise product
-// Pixels (in the gradient: input channels) of a pointwise product's tile of one, two or three vectors of output
-// channels.
-constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
-
-// How a number of vectors is divided for the pointwise products: the width of the next block.
-PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
-
-template <auto V>
-struct Constant {
-  static constexpr auto value = V;
-};
-// Calls f(Constant<width>, first vector) for every block.
-template <class F>
-PN_INLINE void for_blocks(int vectors, F f) {
-  for (int v = 0; v < vectors;) {
-    const int width = block_width(vectors - v);
-    if (width == 3)
-      f(Constant<3>{}, v);
-    else if (width == 2)
-      f(Constant<2>{}, v);
-    else
-      f(Constant<1>{}, v);
-    v += width;
-  }
-}
-
-// Calls f with a constant that tells whether the vector is full; for f's loads and stores of `lanes` lanes.
-template <class F>
-PN_INLINE void with_lanes(int lanes, F f) {
-  if (lanes >= L)
-    f(Constant<true>{});
-  else
-    f(Constant<false>{});
-}
-template <bool kFull>
-PN_INLINE vec load_lanes(const float* p, int lanes) {
-  return kFull ? load(p) : load_partial(p, lanes);
-}
-template <bool kFull>
-PN_INLINE void store_lanes(float* p, vec v, int lanes) {
-  kFull ? store(p, v) : store_partial(p, v, lanes);
-}
+constexpr int kRowPixels = 8;  // of a depthwise product's register tile
 
 // A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): it is an
 // ordinary one on that grid. After this, dilation is 2 only with stride 1.
@@ -240,86 +195,6 @@ DepthwiseWithGradient* select_with_gradient(const Shape& s) {
                            : select_with_gradient<1, 1>(s.kernel);
 }
 
-// The product of P pixels of a and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
-template <int P, int V, int A, class Finish>
-PN_INLINE void product_tile(const float* a, int64_t plane, int depth, const float* w, Ahead (&ahead)[A],
-                            Finish finish) {
-  vec sum[P][V];
-#pragma GCC unroll 16
-  for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) sum[p][v] = vec{};
-  for (int k0 = 0; k0 < depth; k0 += L, a += plane) {
-    const int n = min(L, depth - k0);
-    for (int k = 0; k < n; k++, w += V * L) {
-#pragma GCC unroll 4
-      for (int i = 0; i < A; i++) ahead[i].step();
-      vec b[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) b[v] = load(w + v * L);
-#pragma GCC unroll 16
-      for (int p = 0; p < P; p++) {
-        const vec x = splat(a[p * L + k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[p][v] += x * b[v];
-      }
-    }
-  }
-  finish(sum);
-}
-
-// For all blocks of pixels and of columns: finish(sums[P][V], first pixel, first vector). Pixels beyond the last are
-// computed with whatever the buffer holds.
-template <int A, class Finish>
-PN_INLINE void product(const float* a, int64_t plane, int pixels, int depth, const float* w, int vectors,
-                       Ahead (&ahead)[A], Finish finish) {
-  for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, P = tile_extent(V);
-    const float* columns = w + int64_t(v0) * depth * L;
-    int p0 = 0;
-    for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
-      product_tile<P, V>(a + p0 * L, plane, depth, columns, ahead,
-                         [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
-    if (P == 16 && p0 < pixels)
-      product_tile<8, V>(a + p0 * L, plane, depth, columns, ahead,
-                         [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
-  });
-}
-
-// gradient [blocks][in_vectors * kLanes][V * kLanes] += the product of z (transposed) and dy over pixels.
-void product_gradient(const float* z, int64_t z_plane, const float* dy, int64_t dy_plane, int pixels, int depth,
-                      int vectors, float* gradient) {
-  const int64_t rows = int64_t(round_up(depth, L));
-  for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, R = tile_extent(V) < L ? tile_extent(V) : L;
-    for (int k = 0; k < depth; k += R) {
-      float* g = gradient + v0 * rows * L + int64_t(k) * V * L;
-      const float* a = z + k / L * z_plane + k % L;
-      const float* b = dy + v0 * dy_plane;
-      vec sum[R][V];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[r][v] = load(g + (r * V + v) * L);
-      for (int p = 0; p < pixels; p++, a += L, b += L) {
-        vec d[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) d[v] = load(b + v * dy_plane);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          const vec x = splat(a[r]);
-#pragma GCC unroll 4
-          for (int v = 0; v < V; v++) sum[r][v] += x * d[v];
-        }
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(g + (r * V + v) * L, sum[r][v]);
-    }
-  });
-}
-
 // x's row of grid pixels into the ring: rectified, after the pending normalisation if there is one.
 void fill_row(const Shape& s, const float* x, const float* normalization, int row, const Ring& ring) {
   const int64_t stride = int64_t(s.step) * s.in_channels;
@@ -385,22 +260,6 @@ void pack_depthwise(const Shape& s, const float* weights, float* packed) {
             load_partial(weights + int64_t(t) * s.in_channels + v * L, min(L, s.in_channels - v * L)));
 }
 
-// [rows][columns] to [blocks][rows][V * kLanes], or with `transpose` from [columns][rows].
-void pack_pointwise(const float* weights, int rows, int columns, bool transpose, float* packed) {
-  for_blocks((columns + L - 1) / L, [&](auto width, int v0) {
-    constexpr int V = decltype(width)::value;
-    for (int r = 0; r < rows; r++)
-      for (int v = v0; v < v0 + V; v++, packed += L) {
-        const int n = min(L, columns - v * L);
-        if (!transpose) {
-          store(packed, load_partial(weights + int64_t(r) * columns + v * L, n));
-        } else {
-          for (int i = 0; i < L; i++) packed[i] = i < n ? weights[int64_t(v * L + i) * rows + r] : 0.0f;
-        }
-      }
-  });
-}
-
 // A call's shared memory: its plan, then its weights.
 template <class Plan>
 constexpr int64_t kPlanBytes = (sizeof(Plan) + 63) / 64 * 64;
@@ -420,46 +279,6 @@ int32_t check(const char* name, const pn_depthwise_pointwise* a) {
   PN_REQUIRE(a->dilation == 1 || a->dilation == 2, "%s: the dilation must be 1 or 2, not %d", name, a->dilation);
   PN_REQUIRE(a->x && a->depthwise && a->pointwise, "%s: x, depthwise and pointwise must not be null", name);
   return PN_OK;
-}
-
-// Merges a register tile's `count` valid pixels into the statistics of the `before` pixels of the image that came
-// first. Sums are of deviations from the mean so far (at first: from the first pixel), because sums of the values
-// themselves would lose the variance where the mean is large.
-template <int P, int V>
-PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, float* mean, float* squares) {
-  const float weight = 1.0f / float(before + min(count, P));
-#pragma GCC unroll 4
-  for (int v = 0; v < V; v++) {
-    const vec shift = before == 0 ? sum[0][v] : load(mean + v * L);
-    vec s1 = vec{}, s2 = vec{};
-    if (count >= P) {
-      vec t1 = vec{}, t2 = vec{};  // two chains each, to cover the latency of additions
-#pragma GCC unroll 16
-      for (int p = 0; p < P; p += 2) {
-        const vec d = sum[p][v] - shift, e = sum[p + 1][v] - shift;
-        s1 += d, t1 += e;
-        s2 += d * d, t2 += e * e;
-      }
-      s1 += t1, s2 += t2;
-    } else {
-#pragma GCC unroll 16
-      for (int p = 0; p < P; p++)
-        if (p < count) {
-          const vec d = sum[p][v] - shift;
-          s1 += d;
-          s2 += d * d;
-        }
-    }
-    const vec step = s1 * weight;
-    store(mean + v * L, shift + step);
-    store(squares + v * L, (before == 0 ? vec{} : load(squares + v * L)) + relu(s2 - s1 * step));
-  }
-}
-
-// An output larger than the second-level cache has left it before anyone reads it.
-constexpr int64_t kStreamedFloats = 1 << 18;
-PN_INLINE bool is_streamed(const float* p, int channels, int64_t floats) {
-  return floats > kStreamedFloats && channels % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * 4) == 0;
 }
 
 // A forward call: how it is tiled, and its packed weights.
@@ -540,29 +359,16 @@ void forward_image(const CallImage& run) {
     for (int row = oy; row < end; row++)
       depthwise(s, ring, call.kernel, call.depthwise, row, tile + int64_t(row - oy) * s.out_w * L, plane);
     float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-    Ahead ahead[1] = {end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0]};
-    product(tile, plane, pixels, s.in_channels, call.pointwise, s.out_vectors, ahead,
-            [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
-              const int count = pixels - p0, lanes = s.out_channels - (v0 + V - 1) * L;
-              float* out = y_tile + int64_t(p0) * s.out_channels + v0 * L;
-              if (call.streamed) {
-#pragma GCC unroll 16
-                for (int p = 0; p < P; p++, out += s.out_channels)
-                  if (p < count) {
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) stream(out + v * L, sum[p][v]);
-                  }
-              } else {
-#pragma GCC unroll 16
-                for (int p = 0; p < P; p++, out += s.out_channels)
-                  if (p < count) {
-#pragma GCC unroll 4
-                    for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
-                    store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
-                  }
-              }
-              if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
-            });
+    Ahead ahead = end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0];
+    product(
+        Planes{tile, plane, s.in_channels}, pixels, call.pointwise, s.out_vectors,
+        [&]() PN_LAMBDA_INLINE { ahead.step(); },
+        [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+          const int count = pixels - p0;
+          write_tile(sum, y_tile + int64_t(p0) * s.out_channels + v0 * L, s.out_channels, count,
+                     s.out_channels - (v0 + V - 1) * L, call.streamed);
+          if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
+        });
   }
   if (call.streamed) stream_fence();
   if (a->statistics) {
@@ -830,15 +636,19 @@ void backward_image(const CallImage& run) {
     Ahead ahead[3] = {run.next[0], run.next[1], run.next[2]};
     if (end < s.out_h) tile_reads(call, a, image, end, ahead);
     for (int row = oy; row < end; row++)
-      product(dy + int64_t(row - oy) * call.row_pixels * L, call.plane, call.row_pixels, s.out_channels,
-              call.transposed, s.in_vectors, ahead,
-              [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
-                float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
+      product(
+          Planes{dy + int64_t(row - oy) * call.row_pixels * L, call.plane, s.out_channels}, call.row_pixels,
+          call.transposed, s.in_vectors,
+          [&]() PN_LAMBDA_INLINE {
+            for (Ahead& memory : ahead) memory.step();
+          },
+          [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
+            float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
 #pragma GCC unroll 16
-                for (int p = 0; p < P; p++)
+            for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
-                  for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
-              });
+              for (int v = 0; v < V; v++) store(out + v * dz.plane() + p * L, sum[p][v]);
+          });
     if (call.want_weights) {
       for (const int needed = input_end(s, end); filled < needed; filled++)
         fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
@@ -852,8 +662,10 @@ void backward_image(const CallImage& run) {
                          dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, s.out_w);
           }
       }
-      product_gradient(z, call.plane, dy, call.plane, rows * call.row_pixels, s.in_channels, s.out_vectors,
-                       d_pointwise);
+      for (int v = 0; v < s.in_vectors; v++)
+        product_gradient<false, false>(z + v * call.plane, L, min(L, s.in_channels - v * L), 0, dy, call.plane,
+                                       rows * call.row_pixels, s.out_vectors,
+                                       d_pointwise + int64_t(v) * L * s.out_vectors * L);
     }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
@@ -914,12 +726,9 @@ void finish_gradient_row(const void* args, const void* shared, int64_t row) {
     return;
   }
   row -= kernel_taps;
-  for_blocks(s.out_vectors, [&](auto width, int v0) {
-    constexpr int V = decltype(width)::value;
-    for (int v = 0; v < V; v++)
-      sum_groups(call.partial_sums + call.taps_size + (int64_t(v0) * s.in_vectors * L + row * V + v) * L,
-                 a.d_pointwise + row * s.out_channels + (v0 + v) * L, s.out_channels - (v0 + v) * L);
-  });
+  for (int v = 0; v < s.out_vectors; v++)
+    sum_groups(call.partial_sums + call.taps_size + (row * s.out_vectors + v) * L,
+               a.d_pointwise + row * s.out_channels + v * L, s.out_channels - v * L);
 }
 
 }  // namespace

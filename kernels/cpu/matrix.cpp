@@ -259,7 +259,8 @@ void multiply_transposed(const Windows& windows, const float* d, int step, float
   }
 }
 
-void combine(pn_context* context, const float* partial, int groups, int64_t depth, int columns, float* out) {
+void combine(pn_context* context, const float* partial, int groups, int64_t group_floats, int64_t depth, int columns,
+             float* out) {
   const int step = padded(columns);
   const int64_t chunk = max<int64_t>(1, 4096 / step);
   parallel_for(context, (depth + chunk - 1) / chunk, [=](int64_t task, int) {
@@ -267,7 +268,7 @@ void combine(pn_context* context, const float* partial, int groups, int64_t dept
       for (int n = 0; n < columns; n += kLanes) {
         const float* p = partial + k * step + n;
         vec sum = load(p);
-        for (int g = 1; g < groups; g++) sum += load(p + g * depth * step);
+        for (int g = 1; g < groups; g++) sum += load(p + g * group_floats);
         store_partial(out + k * columns + n, sum, columns - n);
       }
     }

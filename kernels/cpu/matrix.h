@@ -1,4 +1,4 @@
-// What the dense kernels (pointwise, convolution, linear) share: a matrix product and its weight gradient over one tile
+// What the dense kernels (convolution, linear) share: a matrix product and its weight gradient over one tile
 // that lies in the nearest cache, and the passes that fill such a tile from activations and empty it into them.
 //
 // A tile holds pixels whose window (the values that one output pixel reads) consists of `segments` contiguous runs, so
@@ -55,8 +55,10 @@ void multiply(const Windows& windows, const PackedMatrix& matrix, float* out);
 // kLanes.
 void multiply_transposed(const Windows& windows, const float* d, int step, float* sums);
 
-// out [depth][columns] = the sum over g < groups, in that order, of partial[g] [depth][padded(columns)].
-void combine(pn_context* context, const float* partial, int groups, int64_t depth, int columns, float* out);
+// out [depth][columns] = the sum over g < groups, in that order, of [depth][padded(columns)] at partial + g *
+// group_floats.
+void combine(pn_context* context, const float* partial, int groups, int64_t group_floats, int64_t depth, int columns,
+             float* out);
 
 // How many groups of images get a partial sum of [depth][padded(columns)] each: enough for many threads, bounded in
 // memory, and depending on the shape alone.

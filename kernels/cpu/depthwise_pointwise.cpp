@@ -659,7 +659,7 @@ void backward_image(const CallImage& run) {
             const int64_t tap = (v * kernel_taps + (taps.first + i) * s.kernel) * L;
             call.forward(x.memory + v * x.plane() + taps.offsets[i], call.depthwise + tap, i > 0,
                          z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
-                         dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, s.out_w);
+                         dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, call.row_pixels);
           }
       }
       for (int v = 0; v < s.in_vectors; v++)

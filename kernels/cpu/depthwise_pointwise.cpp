@@ -85,6 +85,50 @@ struct TapRows {
   }
 };
 
+// Where taps are many, the depthwise products save a fifth of their multiply-adds: of two outputs and two taps that
+// share an input,
+//   out0 = x0 * w0 + x1 * w1, out1 = x1 * w0 + x2 * w1,
+// take three products instead of four (a fast FIR algorithm; Winograd's F(2, 2)):
+//   out0 = (x0 - x1) * w0 + shared, out1 = shared - (x1 - x2) * w1, shared = x1 * (w0 + w1).
+// All taps use the same differences, and additions have units of their own. The weights' gradient likewise:
+//   g0 = x0 * d0 + x1 * d1 = (x0 - x1) * d0 + shared, g1 = x1 * d0 + x2 * d1 = shared - (x1 - x2) * d1,
+//   shared = x1 * (d0 + d1).
+// Taps 0 and 1, 2 and 3, ... are pairs, the last one stays alone; outputs are paired at the distance D of two taps.
+template <bool kPaired, int K>
+constexpr bool is_pair(int k) {  // that begins with tap k
+  return kPaired && k % 2 == 0 && k + 1 < K;
+}
+template <int D>
+constexpr bool is_first(int p) {
+  return p / D % 2 == 0;
+}
+template <int D>
+constexpr int pair_of(int p) {
+  return p / (2 * D) * D + p % D;
+}
+
+// What pixel i of a row gives to the P outputs. In pairs, with x1 pixel i, it calls shared(p, k) for output p and tap
+// k, which come first in theirs, first(p, k) for the same, which take the difference of pixels i - D and i, and
+// second(p, k) for those second in theirs, which lose that difference; else single(p, k).
+template <bool kPaired, int K, int S, int D, int P, class Single, class Shared, class First, class Second>
+PN_INLINE void for_products(int i, Single single, Shared shared, First first, Second second) {
+  // The output to which pixel j gives by tap k; -1: none.
+  const auto output = [](int j, int k) PN_LAMBDA_INLINE {
+    const int p = j - k * D;
+    return p >= 0 && p % S == 0 && p / S < P ? p / S : -1;
+  };
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) {
+    if (is_pair<kPaired, K>(k)) {
+      const int p = output(i - D, k), q = output(i - D, k + 1);
+      if (p >= 0 && is_first<D>(p)) shared(p, k), first(p, k);
+      if (q >= 0 && is_first<D>(q)) second(q + D, k + 1);
+    } else if ((!kPaired || k + 1 == K) && output(i, k) >= 0) {
+      single(output(i, k), k);
+    }
+  }
+}
+
 // out[p] = sum over rows r and taps k of in_r[p * S + k * D] * weights_r[k] for 0 <= p < count rounded up to
 // kRowPixels.
 typedef void DepthwiseRow(const float* in, const int64_t* offsets, int rows, const float* weights, float* out,
@@ -94,72 +138,100 @@ template <int K, int S, int D>
 void depthwise_row(const float* in, const int64_t* offsets, int rows, const float* weights, float* out, int out_step,
                    int count) {
   constexpr int P = kRowPixels, span = (P - 1) * S + (K - 1) * D + 1;
+  constexpr bool kPaired = kManyRegisters && K >= 5 && S == 1;
   for (int p0 = 0; p0 < count; p0 += P) {
-    vec sum[P];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; p++) sum[p] = vec{};
+    vec sum[P] = {}, shared[P / 2] = {};
     for (int r = 0; r < rows; r++) {
       const float* row = in + offsets[r] + p0 * S * L;
-      vec w[K];
+      vec w[K], w_shared[K], v[span];
 #pragma GCC unroll 8
       for (int k = 0; k < K; k++) w[k] = load(weights + (r * K + k) * L);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; k++)
+        if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
 #pragma GCC unroll 32
       for (int i = 0; i < span; i++) {
-        const vec v = load(row + i * L);
-#pragma GCC unroll 8
-        for (int k = 0; k < K; k++) {
-          const int p = i - k * D;
-          if (p >= 0 && p % S == 0 && p / S < P) sum[p / S] += v * w[k];
-        }
+        v[i] = load(row + i * L);
+        const vec difference = i >= D ? v[i - D] - v[i] : vec{};
+        for_products<kPaired, K, S, D, P>(
+            i, [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += v[i] * w[k]; },
+            [&](int p, int k) PN_LAMBDA_INLINE { shared[pair_of<D>(p)] += v[i] * w_shared[k]; },
+            [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += difference * w[k]; },
+            [&](int p, int k) PN_LAMBDA_INLINE { sum[p] -= difference * w[k]; });
       }
     }
 #pragma GCC unroll 16
-    for (int p = 0; p < P; p++) store(out + int64_t(p0 + p) * out_step * L, sum[p]);
+    for (int p = 0; p < P; p++)
+      store(out + int64_t(p0 + p) * out_step * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
   }
 }
 
 // One row of taps of a depthwise product and of its weights' gradient, which read the same pixels:
 // out[p] (+)= sum over taps k of in[p * S + k * D] * weights[k], gradient[k] += sum over p of in[p * S + k * D] * dz[p]
-// for 0 <= p < count rounded up to kRowPixels; dz is zero there where there is no pixel.
+// for 0 <= p < count, a multiple of kRowPixels; dz is zero where there is no pixel.
 typedef void DepthwiseWithGradient(const float* in, const float* weights, bool add, float* out, const float* dz,
                                    float* gradient, int count);
 
 template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const float* weights, bool add, float* out, const float* dz,
                              float* gradient, int count) {
-  constexpr int P = kManyRegisters ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
+  // Dilated or with seven taps the pairs would take more registers than there are.
+  constexpr bool kPaired = kManyRegisters && K == 5 && S == 1 && D == 1;
+  constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
-  vec w[K], total[K][sets];
+  vec w[K], w_shared[K], total[K][sets] = {}, total_shared[K] = {};
 #pragma GCC unroll 8
   for (int k = 0; k < K; k++) {
     w[k] = load(weights + k * L);
     total[k][0] = load(gradient + k * L);
-    if (sets > 1) total[k][sets - 1] = vec{};
   }
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++)
+    if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
   for (int p0 = 0; p0 < count; p0 += P, in += P * S * L, out += P * L, dz += P * L) {
-    vec sum[P], d[P];
+    vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++) {
       sum[p] = add ? load(out + p * L) : vec{};
       d[p] = load(dz + p * L);
     }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++)
+      if (kPaired && is_first<D>(p)) d_shared[pair_of<D>(p)] = d[p] + d[p + D];
 #pragma GCC unroll 32
     for (int i = 0; i < span; i++) {
-      const vec v = load(in + i * L);
-#pragma GCC unroll 8
-      for (int k = 0; k < K; k++) {
-        const int p = i - k * D;
-        if (p >= 0 && p % S == 0 && p / S < P) {
-          sum[p / S] += v * w[k];
-          total[k][p / S % sets] += v * d[p / S];
-        }
-      }
+      v[i] = load(in + i * L);
+      const vec difference = i >= D ? v[i - D] - v[i] : vec{};
+      for_products<kPaired, K, S, D, P>(
+          i,
+          [&](int p, int k) PN_LAMBDA_INLINE {
+            sum[p] += v[i] * w[k];
+            total[k][p % sets] += v[i] * d[p];
+          },
+          [&](int p, int k) PN_LAMBDA_INLINE {
+            shared[pair_of<D>(p)] += v[i] * w_shared[k];
+            total_shared[k] += v[i] * d_shared[pair_of<D>(p)];
+          },
+          [&](int p, int k) PN_LAMBDA_INLINE {
+            sum[p] += difference * w[k];
+            total[k][p % sets] += difference * d[p];
+          },
+          [&](int p, int k) PN_LAMBDA_INLINE {
+            sum[p] -= difference * w[k];
+            total[k][p % sets] -= difference * d[p];
+          });
     }
 #pragma GCC unroll 16
-    for (int p = 0; p < P; p++) store(out + p * L, sum[p]);
+    for (int p = 0; p < P; p++) store(out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
   }
 #pragma GCC unroll 8
-  for (int k = 0; k < K; k++) store(gradient + k * L, sets > 1 ? total[k][0] + total[k][sets - 1] : total[k][0]);
+  for (int k = 0; k < K; k++) {
+    vec sum = total[k][0];
+    if (sets > 1) sum += total[k][sets - 1];
+    if (is_pair<kPaired, K>(k)) sum += total_shared[k];
+    if (k > 0 && is_pair<kPaired, K>(k - 1)) sum += total_shared[k - 1];
+    store(gradient + k * L, sum);
+  }
 }
 
 DepthwiseRow* select_row(int taps, int stride, int dilation) {

@@ -34,6 +34,7 @@ public class ParityTests
         foreach (var pass in kernelCase.Passes())
         {
             using var single = new KernelRun(kernelCase, TestBackends.Cpu(isa, 1));
+            TestBackends.SpoilScratch(TestBackends.Cpu(isa, 1));
             var bytes = Run(kernelCase, single, pass);
             AssertClose(kernelCase, single, pass, name);
             foreach (var threads in new[] { 1, 2, 3 })

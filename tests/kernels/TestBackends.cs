@@ -15,6 +15,8 @@ internal static class TestBackends
     private static readonly ConcurrentDictionary<(Isa, int), CpuBackend> CpuBackends = [];
     private static readonly ConcurrentDictionary<(string, KernelPass), Dictionary<string, double[]>> Expectations = [];
 
+    private static readonly ConcurrentDictionary<CpuBackend, KernelRun> Spoilers = [];
+
     private static readonly Lazy<CudaBackend> _cuda = new(() => new CudaBackend(DeviceKind.CudaEmulated));
 
     public static ReferenceBackend Reference { get; } = new();
@@ -23,6 +25,19 @@ internal static class TestBackends
         [.. new[] { Isa.Portable, Isa.Avx2, Isa.Avx512 }.Where(isa => TryCreate(isa) != null)];
 
     public static CpuBackend Cpu(Isa isa, int threads) => CpuBackends.GetOrAdd((isa, threads), key => new CpuBackend(key.Item2, key.Item1));
+
+    /// <summary>
+    /// Fills a CPU backend's scratch memory with not-a-numbers: a kernel that reads what it has not written then fails always, not by chance.
+    /// </summary>
+    public static void SpoilScratch(CpuBackend backend) => Spoilers.GetOrAdd(backend, _ =>
+    {
+        var largest = KernelCases.All.Where(kernelCase => kernelCase.Name.StartsWith("depthwise_pointwise", StringComparison.Ordinal))
+            .MaxBy(kernelCase => kernelCase.Buffers.Sum(buffer => (long)buffer.Count))!;
+        var run = new KernelRun(largest, backend);
+        foreach (var buffer in largest.Buffers.Where(buffer => buffer.Kind == BufferKind.Real))
+            run.Write(buffer, [.. Enumerable.Repeat(double.NaN, buffer.Count)]);
+        return run;
+    }).Call(KernelPass.Backward);
 
     /// <summary>The emulated CUDA device.</summary>
     public static CudaBackend Cuda => _cuda.Value;

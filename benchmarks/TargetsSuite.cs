@@ -9,7 +9,7 @@ namespace PerturbNas.Benchmarks;
 
 /// <summary>
 /// Everything that has a target, in one run: wanted, reached, and whether that is enough. Rows that need the peer or a trained supernet say so
-/// where there is none. Some eight minutes with --peer and --run.
+/// where there is none. Some five minutes with --peer and --run.
 /// </summary>
 internal static class TargetsSuite
 {

@@ -57,8 +57,8 @@ public sealed class Pool : Operator
     public override void Forward(Backend backend)
     {
         var statistics = default(PoolingAddresses);
-        foreach (var pooling in Enum.GetValues<Pooling>())
-            statistics[pooling] = _statistics[(int)pooling]?.Address ?? 0;
+        for (var i = 0; i < _statistics.Length; i++)
+            statistics[(Pooling)i] = _statistics[i]?.Address ?? 0;
         if (Array.Exists(_statistics, block => block is not null))
             backend.PoolForward(Arguments() with { Statistics = statistics });
     }

@@ -542,20 +542,9 @@ void load_gradient(const Shape& s, const pn_depthwise_pointwise& a, int64_t imag
     with_lanes(n, [&](auto full) PN_LAMBDA_INLINE {
       for (int row = oy; row < end; row++) {
         const int64_t offset = image * s.out_size() + int64_t(row) * s.out_w * s.out_channels + v * L;
-        const float* g = a.g + offset;
         float* out = tile + v * plane + int64_t(row - oy) * row_pixels * L;
-        if (a.coefficients) {
-          const float* y = a.y + offset;
-#pragma GCC unroll 4
-          for (int i = 0; i < s.out_w; i++, g += s.out_channels, y += s.out_channels) {
-            store(out + i * L, c[0] * load_lanes<full.value>(g, n) + (c[1] * load_lanes<full.value>(y, n) + c[2]));
-          }
-        } else {
-#pragma GCC unroll 4
-          for (int i = 0; i < s.out_w; i++, g += s.out_channels) {
-            store(out + i * L, load_lanes<full.value>(g, n));
-          }
-        }
+        load_gradient_pixels<full.value, false>(a.g + offset, a.coefficients ? a.y + offset : nullptr, c,
+                                                s.out_channels, 0, s.out_w, n, out);
         for (int i = s.out_w; i < row_pixels; i++) store(out + i * L, vec{});
       }
     });

@@ -12,9 +12,13 @@ namespace pn::PN_NAMESPACE {
 
 namespace {
 
+// Input floats between what is read or written and what is prefetched, about.
+constexpr int64_t kFloatsAhead = 2048;
+
 struct Geometry {
   int out_height, out_width, in_channels, variants;
   int64_t in_pixels, out_pixels;
+  int64_t in_ahead, out_ahead;  // pixels to the one that is prefetched, not less than are multiplied together
 };
 
 int32_t check(const char* name, const pn_pointwise* a, bool backward, Geometry* s) {
@@ -46,6 +50,12 @@ int32_t check(const char* name, const pn_pointwise* a, bool backward, Geometry* 
   s->out_width = (a->width + a->stride - 1) / a->stride;
   s->in_pixels = int64_t(a->height) * a->width;
   s->out_pixels = int64_t(s->out_height) * s->out_width;
+  s->in_ahead = s->out_ahead = max<int64_t>(16, kFloatsAhead / s->in_channels);
+  if (a->stride == 2) {
+    const int64_t rows = (s->out_ahead + s->out_width - 1) / s->out_width;
+    s->in_ahead = rows * a->stride * a->width;
+    s->out_ahead = rows * s->out_width;
+  }
   return PN_OK;
 }
 
@@ -103,26 +113,11 @@ struct Sources {
 // Input floats of a tile of the backward pass. The longer tiles make more use of the weights, but are too much for the
 // nearest cache where x is read twice, for the gradient of the weights, or dx is collected.
 constexpr int64_t kBackwardTileFloats = 2048, kInputGradientTileFloats = 16384;
-// Pixels between the one that is read or written and the one that is prefetched: as many as have about kFloatsAhead
-// input floats, and not less than are multiplied together.
-constexpr int64_t kFloatsAhead = 2048;
-struct Distance {
-  int64_t in, out;
-
-  Distance(const pn_pointwise* a, const Geometry& s) {
-    in = out = max<int64_t>(16, kFloatsAhead / s.in_channels);
-    if (a->stride == 1) return;
-    const int64_t rows = (out + s.out_width - 1) / s.out_width;
-    in = rows * a->stride * a->width;
-    out = rows * s.out_width;
-  }
-};
 
 // Makes sources of the pixels that the output pixels begin..end-1 of an image read, and returns how many: of the parts
 // themselves where such pixels are a constant distance apart and make up `whole` register tiles, or one of a copy.
 int make_sources(const pn_pointwise* a, const Geometry& s, int64_t variant, int64_t image, int64_t begin, int64_t end,
                  bool whole, float* copy, Source* sources) {
-  const Distance distance(a, s);
   int count = 0;
   for_each_run(a, s, begin, end, [&](int64_t first, int64_t source, int64_t pixels) {
     const bool direct = source >= 0 && pixels == end - begin && whole;
@@ -132,7 +127,7 @@ int make_sources(const pn_pointwise* a, const Geometry& s, int64_t variant, int6
       const pn_part& part = a->parts[i];
       const float* x =
           part.x + (((part.variants == 1 ? 0 : variant) * a->images + image) * s.in_pixels + source) * part.channels;
-      const int64_t step = int64_t(a->stride) * part.channels, ahead = distance.in * part.channels;
+      const int64_t step = int64_t(a->stride) * part.channels, ahead = s.in_ahead * part.channels;
       if (direct) {
         sources[count++] = {x, step, part.channels, ahead};
       } else {
@@ -168,31 +163,17 @@ void prefetch_output(const float* y, int64_t step, int channels, int64_t pixels)
 // The tile = pixels begin..end-1 of an image's gradient with its pending coefficients.
 void load_gradient(const pn_pointwise* a, const Geometry& s, int64_t image, int64_t begin, int64_t end,
                    const Tile& tile) {
-  const int64_t ahead = Distance(a, s).out * a->y_channels;
   for (int c = 0; c < a->out_channels; c += L) {
     const int count = a->out_channels - c;
     const int64_t first = (image * s.out_pixels + begin) * a->y_channels + a->y_offset + c;
-    const float *g = a->g + first, *y = a->y + first;
-    float* to = tile.at(c, 0);
+    vec coefficients[3] = {};
+    if (a->coefficients)
+      for (int i = 0; i < 3; i++)
+        coefficients[i] = load_partial(a->coefficients + i * a->y_channels + a->y_offset + c, count);
     with_lanes(count, [&](auto full) PN_LAMBDA_INLINE {
-      if (a->coefficients) {
-        const float* coefficients = a->coefficients + a->y_offset + c;
-        const vec ca = load_lanes<full.value>(coefficients, count),
-                  cb = load_lanes<full.value>(coefficients + a->y_channels, count),
-                  cc = load_lanes<full.value>(coefficients + 2 * a->y_channels, count);
-#pragma GCC unroll 4
-        for (int64_t p = begin; p < end; p++, to += L, g += a->y_channels, y += a->y_channels) {
-          __builtin_prefetch(g + ahead);
-          __builtin_prefetch(y + ahead);
-          store(to, ca * load_lanes<full.value>(g, count) + (cb * load_lanes<full.value>(y, count) + cc));
-        }
-      } else {
-#pragma GCC unroll 4
-        for (int64_t p = begin; p < end; p++, to += L, g += a->y_channels) {
-          __builtin_prefetch(g + ahead);
-          store(to, load_lanes<full.value>(g, count));
-        }
-      }
+      load_gradient_pixels<full.value, true>(a->g + first, a->coefficients ? a->y + first : nullptr, coefficients,
+                                             a->y_channels, s.out_ahead * a->y_channels, end - begin, count,
+                                             tile.at(c, 0));
     });
   }
 }
@@ -216,7 +197,6 @@ struct Target {
 // gradient is wanted. With `between`, the pixels in between get zeros where they are not added to.
 void make_targets(const pn_pointwise* a, const Geometry& s, int64_t image, int64_t source, bool between,
                   Target* targets) {
-  const int64_t ahead = Distance(a, s).in;
   for (int i = 0; i < a->part_count; i++) {
     const pn_part& part = a->parts[i];
     if (!part.dx) continue;
@@ -225,7 +205,7 @@ void make_targets(const pn_pointwise* a, const Geometry& s, int64_t image, int64
       *targets++ = {part.dx + first + c,
                     a->relu ? part.x + first + c : nullptr,
                     int64_t(a->stride) * part.channels,
-                    ahead * part.channels,
+                    s.in_ahead * part.channels,
                     between && !part.accumulate ? part.channels : 0,
                     part.accumulate != 0,
                     streams_part(a, s, part, between)};
@@ -274,7 +254,6 @@ PN_INLINE void write_gradients(const vec (&sum)[P][V], const Target* targets, in
 // The same for any number of channels and pixels, from a tile of all the channels that are wanted.
 void write_gradients(const pn_pointwise* a, const Geometry& s, int64_t image, int64_t source, int64_t pixels,
                      const Tile& tile) {
-  const int64_t ahead = Distance(a, s).in;
   int at = 0;
   for (int i = 0; i < a->part_count; i++) {
     const pn_part& part = a->parts[i];
@@ -288,10 +267,10 @@ void write_gradients(const pn_pointwise* a, const Geometry& s, int64_t image, in
         for (int64_t p = 0; p < pixels; p++, from += L, dx += step, x += step) {
           vec d = load_lanes<full.value>(from, count);
           if (a->relu) {
-            __builtin_prefetch(x + ahead * part.channels);
+            __builtin_prefetch(x + s.in_ahead * part.channels);
             d = load_lanes<full.value>(x, count) > 0.0f ? d : vec{};
           }
-          __builtin_prefetch(dx + ahead * part.channels, 1);
+          __builtin_prefetch(dx + s.in_ahead * part.channels, 1);
           if (part.accumulate) d += load_lanes<full.value>(dx, count);
           store_lanes<full.value>(dx, d, count);
         }
@@ -320,7 +299,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
   pack_pointwise(a->weight, s.in_channels, a->out_channels, false, weight);
   const bool streamed = a->y_offset % L == 0 && a->out_channels % L == 0 &&
                         is_streamed(a->y, a->y_channels, s.variants * a->images * s.out_pixels * a->y_channels);
-  const int64_t y_ahead = Distance(a, s).out * a->y_channels;
+  const int64_t y_ahead = s.out_ahead * a->y_channels;
 
   parallel_for(context, int64_t(s.variants) * a->images, [&](int64_t task, int thread) {
     const int64_t variant = task / a->images, image = task % a->images;
@@ -427,7 +406,7 @@ int32_t pointwise_backward(pn_context* context, const pn_pointwise* a) {
             const int channels = a->parts[i].channels;
             const auto add = a->relu ? product_gradient<true, true> : product_gradient<false, true>;
             add(a->parts[i].x + (image * s.in_pixels + source) * channels, int64_t(a->stride) * channels, channels,
-                Distance(a, s).in * channels, dy_run, plane, int(pixels), out_vectors, to);
+                s.in_ahead * channels, dy_run, plane, int(pixels), out_vectors, to);
             to += channels * row;
           }
           if (!wanted) return;

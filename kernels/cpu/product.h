@@ -1,5 +1,5 @@
-// The products of the kernels with a pointwise convolution, over a tile of pixels that lies in the nearest cache, and
-// what is done with their sums while these are in registers.
+// The products of the kernels with a pointwise convolution, over a tile of pixels that lies in the nearest cache, how
+// gradients come into such a tile, and what is done with the products' sums while these are in registers.
 //
 // A tile holds planes of one vector of channels: [vectors][pixels][kLanes], so that a pixel is a constant distance from
 // the next.
@@ -177,6 +177,27 @@ inline void pack_pointwise(const float* weights, int rows, int columns, bool tra
         }
       }
   });
+}
+
+// to = `pixels` pixels of one vector of channels of a pending gradient c0 * g + c1 * y + c2, or of g where y is null.
+// Those of g and y are `step` floats apart; with kAhead, those `ahead` floats further are prefetched.
+template <bool kFull, bool kAhead>
+PN_INLINE void load_gradient_pixels(const float* g, const float* y, const vec (&c)[3], int64_t step, int64_t ahead,
+                                    int64_t pixels, int lanes, float* to) {
+  if (y) {
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < pixels; p++, to += L, g += step, y += step) {
+      if (kAhead) __builtin_prefetch(g + ahead);
+      if (kAhead) __builtin_prefetch(y + ahead);
+      store(to, c[0] * load_lanes<kFull>(g, lanes) + (c[1] * load_lanes<kFull>(y, lanes) + c[2]));
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < pixels; p++, to += L, g += step) {
+      if (kAhead) __builtin_prefetch(g + ahead);
+      store(to, load_lanes<kFull>(g, lanes));
+    }
+  }
 }
 
 // Merges a register tile's `count` valid pixels into the statistics of the `before` pixels of the image that came

@@ -31,12 +31,7 @@ public sealed class TinyRuns : IDisposable
     public string Copy(string run)
     {
         var copy = NewPath("copy");
-        foreach (var file in Directory.EnumerateFiles(run, "*", SearchOption.AllDirectories))
-        {
-            var target = copy + file[run.Length..];
-            Directory.CreateDirectory(Path.GetDirectoryName(target)!);
-            File.Copy(file, target);
-        }
+        TemporaryFolder.Copy(run, copy);
         return copy;
     }
 

@@ -103,12 +103,7 @@ internal sealed class RunFixture : IDisposable
     public void CopyFrom(RunFixture other)
     {
         Directory.Delete(Folder, true);
-        foreach (var file in Directory.EnumerateFiles(other.Folder, "*", SearchOption.AllDirectories))
-        {
-            var target = Path.Combine(Folder, Path.GetRelativePath(other.Folder, file));
-            Directory.CreateDirectory(Path.GetDirectoryName(target)!);
-            File.Copy(file, target);
-        }
+        TemporaryFolder.Copy(other.Folder, Folder);
     }
 
     public void Dispose() => _folder.Dispose();

@@ -55,17 +55,18 @@ public unsafe partial class CudaBackend
         var inTiles = (long)a.Images * input.Tiles.Count;
 
         var (taps, matrix, sumsApart) = (a.Kernel * a.Kernel * a.InChannels, a.InChannels * a.OutChannels, input.Tiles.Count > 1);
+        var partial = wantWeights && weights.Groups > 1;
         var plan = new ScratchPlan();
         var dz = plan.Floats((long)a.Images * weights.OutHeight * weights.OutWidth * a.InChannels);
         var sums = plan.Floats(a.GradientSums != 0 && sumsApart ? inTiles * 2 * a.InChannels : 0);
-        var partialTaps = plan.Floats(wantWeights && weights.Groups > 1 ? (long)weights.Groups * taps : 0);
-        var partialMatrix = plan.Floats(wantWeights && weights.Groups > 1 ? (long)weights.Groups * matrix : 0);
+        var partialTaps = plan.Floats(partial ? (long)weights.Groups * taps : 0);
+        var partialMatrix = plan.Floats(partial ? (long)weights.Groups * matrix : 0);
         var scratch = Scratch(plan.Bytes);
         input.Dz = weights.Dz = scratch + (nint)dz;
         input.Sums = a.GradientSums != 0 && sumsApart ? scratch + (nint)sums : a.GradientSums;
         input.Counters = a.GradientSums != 0 && sumsApart ? Counters((long)a.Images * chunks) : 0;
-        weights.DDepthwise = wantWeights && weights.Groups > 1 ? scratch + (nint)partialTaps : a.DDepthwise;
-        weights.DPointwise = wantWeights && weights.Groups > 1 ? scratch + (nint)partialMatrix : a.DPointwise;
+        weights.DDepthwise = partial ? scratch + (nint)partialTaps : a.DDepthwise;
+        weights.DPointwise = partial ? scratch + (nint)partialMatrix : a.DPointwise;
 
         LaunchPointwiseInputGradient(new()
         {

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 #define PN_API __attribute__((visibility("default")))
-#define PN_ABI_VERSION 3
+#define PN_ABI_VERSION 4
 
 enum pn_status { PN_OK = 0, PN_INVALID_ARGUMENT = 1, PN_OUT_OF_MEMORY = 2, PN_NOT_SUPPORTED = 3 };
 
@@ -314,15 +314,18 @@ PN_API int32_t pn_noise_normal(pn_context* context, const pn_noise* a);
 /*
  * Several calls of the kernels below in one pass over the images: the result is that of the calls one after another,
  * bit for bit, but image n goes through all calls before the next image is begun, so that an input that calls share, or
- * a gradient that they add to, stays in the cache. All calls have the same `images`; each may have its own variants and
- * extents. No call may need what another call of the group gives for other images (batch norm ends a group). Arguments
- * are checked before anything is written.
+ * a gradient that they add to, stays in the cache. A mixed sum runs beside the calls that follow it, in parts, because
+ * it waits for memory while they compute. All calls have the same `images`; each may have its own variants and extents.
+ * No call may need what another call of the group gives for other images (batch norm ends a group), nor what a mixed sum
+ * of the group gives. Arguments are checked before anything is written.
  */
 enum pn_kernel {
   PN_KERNEL_DEPTHWISE_POINTWISE_FORWARD = 0,
   PN_KERNEL_DEPTHWISE_POINTWISE_BACKWARD = 1,
   PN_KERNEL_POOL_3X3_FORWARD = 2,
-  PN_KERNEL_POOL_3X3_BACKWARD = 3
+  PN_KERNEL_POOL_3X3_BACKWARD = 3,
+  PN_KERNEL_MIXED_SUM_FORWARD = 4,
+  PN_KERNEL_MIXED_SUM_BACKWARD = 5
 };
 
 typedef struct {

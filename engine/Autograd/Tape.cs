@@ -73,9 +73,9 @@ public abstract class Operator
 /// </summary>
 public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
 {
-    private const long Alignment = 64;
+    private const long Alignment = 64, Gap = 65 * Alignment;
     private readonly List<Operator> _operators = [];
-    private readonly List<Range> _groups = [];
+    private readonly List<Group> _groups = [];
     private readonly List<Block> _blocks = [];
 
     // What forward and backward consist of, made anew when the arena has moved; a backend may keep what a fixed stretch issued.
@@ -108,31 +108,49 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
 
     internal void Record(Operator operation)
     {
-        _groups.Add(new Range(_operators.Count, _operators.Count + 1));
+        _groups.Add(new Group(_operators.Count, _operators.Count, _operators.Count + 1));
         _operators.Add(operation);
     }
 
     /// <summary>
-    /// Records the operators of a node's incoming edges and brings them into waves: all edges' first convolutions and pools, their batch
-    /// norms, the second convolutions, their batch norms. Backward runs each wave as one group; forward does not, because its calls
-    /// share no more than the input that they read, and gain nothing from it.
+    /// Records the operators of some edges and brings them into waves: all edges' first convolutions and pools, their batch norms, the second
+    /// convolutions, their batch norms. Backward runs the convolutions and pools of a wave as one group. Forward does not, because such calls
+    /// share no more than the input that they read, and gain nothing from it; but where `beside` records operators (a mixed sum of other edges),
+    /// these and the first wave are one group in both directions: the ones wait for memory, the others compute.
     /// </summary>
-    internal void RecordInWaves(Action record)
+    internal void RecordInWaves(Action record, Action? beside = null)
     {
-        var (first, firstGroup) = (_operators.Count, _groups.Count);
-        record();
-        // What does not work image by image comes first, so that it does not cut the wave's group in two.
-        var ordered = _operators.Skip(first).OrderBy(operation => operation.Wave).ThenBy(operation => operation.IsPerImage).ToList();
-        _operators.RemoveRange(first, _operators.Count - first);
-        _groups.RemoveRange(firstGroup, _groups.Count - firstGroup);
-        _operators.AddRange(ordered);
-        for (var start = 0; start < ordered.Count;)
+        var besides = Take(beside);
+        foreach (var wave in Take(record).GroupBy(operation => operation.Wave).OrderBy(wave => wave.Key))
         {
-            var end = start;
-            while (end < ordered.Count && ordered[end].Wave == ordered[start].Wave)
-                end++;
-            _groups.Add(new Range(first + start, first + end));
-            start = end;
+            foreach (var operation in wave.Where(operation => !operation.IsFixed))
+                Record(operation);
+            // What does not work image by image would cut the group in two.
+            AddGroup([], wave.Where(operation => operation is { IsFixed: true, IsPerImage: false }));
+            if (AddGroup(besides, wave.Where(operation => operation.IsPerImage)))
+                besides = [];
+        }
+        besides.ForEach(Record);
+
+        bool AddGroup(List<Operator> beside, IEnumerable<Operator> operators)
+        {
+            List<Operator> group = [.. operators];
+            if (group.Count == 0)
+                return false;
+            _groups.Add(new Group(_operators.Count, _operators.Count + beside.Count, _operators.Count + beside.Count + group.Count));
+            _operators.AddRange(beside);
+            _operators.AddRange(group);
+            return true;
+        }
+
+        List<Operator> Take(Action? action)
+        {
+            var (first, firstGroup) = (_operators.Count, _groups.Count);
+            action?.Invoke();
+            var taken = _operators[first..];
+            _operators.RemoveRange(first, taken.Count);
+            _groups.RemoveRange(firstGroup, _groups.Count - firstGroup);
+            return taken;
         }
     }
 
@@ -191,7 +209,7 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             Run(stretch);
     }
 
-    private ReadOnlySpan<Operator> OperatorsOf(Range group) => CollectionsMarshal.AsSpan(_operators)[group];
+    private ReadOnlySpan<Operator> OperatorsOf(Group group) => CollectionsMarshal.AsSpan(_operators)[group.First..group.End];
 
     /// <summary>The least that one operator of this tape has to do in one of the passes.</summary>
     public Cost CostOf(Operator operation, bool backward)
@@ -211,15 +229,23 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             return;
         _stretchesBase = arena.Base;
         _forward = [];
-        for (var start = 0; start < _operators.Count;)
+        for (var start = 0; start < _groups.Count;)
         {
-            var (first, isFixed) = (start, _operators[start].IsFixed);
-            while (start < _operators.Count && _operators[start].IsFixed == isFixed)
+            var (first, isFixed) = (start, IsFixed(start));
+            while (start < _groups.Count && IsFixed(start) == isFixed)
                 start++;
             var range = new Range(first, start);
             _forward.Add(new Stretch(isFixed, () => RunForward(range)));
         }
         _backward = [new Stretch(true, RunBackward)];
+    }
+
+    private bool IsFixed(int group)
+    {
+        foreach (var operation in OperatorsOf(_groups[group]))
+            if (!operation.IsFixed)
+                return false;
+        return true;
     }
 
     private void Run(Stretch stretch)
@@ -230,21 +256,30 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             stretch.Work();
     }
 
-    private void RunForward(Range range)
+    private void RunForward(Range groups)
     {
-        foreach (var operation in OperatorsOf(range))
-            operation.Forward(backend);
+        foreach (var group in CollectionsMarshal.AsSpan(_groups)[groups])
+        {
+            backend.BeginGroup();
+            foreach (var operation in OperatorsOf(group))
+                operation.Forward(backend);
+            backend.EndGroup();
+        }
     }
 
     private void RunBackward()
     {
-        for (var group = _groups.Count - 1; group >= 0; group--)
+        for (var i = _groups.Count - 1; i >= 0; i--)
         {
-            var operators = OperatorsOf(_groups[group]);
             backend.BeginGroup();
-            for (var i = operators.Length - 1; i >= 0; i--)
-                if (operators[i].NeedsBackward)
-                    operators[i].Backward(backend);
+            var operators = OperatorsOf(_groups[i]);
+            var beside = _groups[i].Middle - _groups[i].First;
+            foreach (var operation in operators[..beside])
+                if (operation.NeedsBackward)
+                    operation.Backward(backend);
+            for (var k = operators.Length - 1; k >= beside; k--)
+                if (operators[k].NeedsBackward)
+                    operators[k].Backward(backend);
             backend.EndGroup();
         }
     }
@@ -266,18 +301,25 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
             {
                 if (options.ReuseMemory && (other.LastUse < block.FirstUse || block.LastUse < other.FirstUse))
                     continue;
-                if (other.Offset >= offset + block.Bytes)
+                if (other.Offset >= offset + Room(block))
                     break;
-                offset = Math.Max(offset, Align(other.Offset + other.Bytes));
+                offset = Math.Max(offset, other.Offset + Room(other));
             }
             block.Offset = offset;
             var at = placed.FindIndex(other => other.Offset > offset);
             placed.Insert(at < 0 ? placed.Count : at, block);
-            PlannedBytes = Math.Max(PlannedBytes, Align(offset + block.Bytes));
+            PlannedBytes = Math.Max(PlannedBytes, offset + Room(block));
         }
     }
 
-    private static long Align(long bytes) => (bytes + Alignment - 1) / Alignment * Alignment;
+    /// <summary>
+    /// Bytes that a block takes. Many tensors of one extent are read in step; without the gap the same pixels of all of them would compete for the
+    /// same few places of a processor's caches, which are assigned by the address modulo some 64 KiB.
+    /// </summary>
+    private static long Room(Block block) => (block.Bytes + Alignment - 1) / Alignment * Alignment + (block.Bytes < Gap ? 0 : Gap);
+
+    /// <summary>Operators First..End-1, which run side by side; those from First to Middle - 1 come first in backward, too.</summary>
+    private readonly record struct Group(int First, int Middle, int End);
 
     /// <summary>Consecutive work of a pass: fixed, or with arguments that change from batch to batch (noise).</summary>
     private sealed class Stretch(bool isFixed, Action work)

@@ -48,9 +48,9 @@ public abstract class Backend : IDisposable
     public abstract void Zero(nint address, long bytes);
 
     /// <summary>
-    /// Begins a group. Until <see cref="EndGroup"/>, kernels that work image by image (depthwise-pointwise, pools) may be put off and then run
-    /// together, one image through all of them, which keeps what they share in the cache; batch norm's backward waits for them. Any other kernel
-    /// first lets those run. Results are the same as without a group; none may be read before the group has ended.
+    /// Begins a group. Until <see cref="EndGroup"/>, kernels that work image by image (depthwise-pointwise, pools, mixed sums) may be put off and
+    /// then run together, one image through all of them, which keeps what they share in the cache; batch norm's backward waits for them. Any other
+    /// kernel first lets those run. Results are the same as without a group; none may be read before the group has ended.
     /// </summary>
     public virtual void BeginGroup()
     {

@@ -100,8 +100,10 @@ public sealed class Supernet : IDisposable
             relu: false);
         var stem = MixedSum.Finish(tape, BatchNorm.Apply(tape, raw, _stemBatchNorm));
         IReadOnlyList<Tensor> beforePrevious = [stem], previous = [stem];
+        Action? lastNode = null;
         foreach (var cell in _cells)
-            (beforePrevious, previous) = (previous, cell.Apply(tape, beforePrevious, previous, states, masks));
+            (beforePrevious, (previous, lastNode)) = (previous, cell.Apply(tape, beforePrevious, previous, lastNode, states, masks));
+        lastNode?.Invoke();
 
         var pooled = GlobalAveragePool.Apply(tape, previous);
         var logits = Linear.Apply(tape, pooled, _classifierWeight, _classifierBias, Size.Classes);
@@ -152,43 +154,70 @@ public sealed class Supernet : IDisposable
             }
         }
 
-        public IReadOnlyList<Tensor> Apply(Tape tape, IReadOnlyList<Tensor> beforePrevious, IReadOnlyList<Tensor> previous, EdgeStates states,
-            IReadOnlyList<Mask> masks)
+        /// <summary>
+        /// Records the cell. A node's sum waits for memory, so that it is recorded beside convolutions that do not need it: those of edges that lead
+        /// from older values to later nodes, and for the last node those of the next cell that leave the output of the cell before.
+        /// </summary>
+        /// <param name="lastOfPrevious">Records the previous cell's last node, which is missing in `previous` until then; null: none is.</param>
+        /// <returns>The nodes, and what records the last one.</returns>
+        public (IReadOnlyList<Tensor> Nodes, Action LastNode) Apply(Tape tape, IReadOnlyList<Tensor> beforePrevious, IReadOnlyList<Tensor> previous,
+            Action? lastOfPrevious, EdgeStates states, IReadOnlyList<Mask> masks)
         {
-            var raw0 = _preprocess0Reduction?.Apply(tape, beforePrevious) ?? _preprocess0!.Apply(tape, beforePrevious);
-            var sources = new List<Tensor>
-            {
-                MixedSum.Finish(tape, raw0),
-                MixedSum.Finish(tape, _preprocess1.Apply(tape, previous)),
-            };
-            var stride = _type == CellType.Reduction ? 2 : 1;
-            var shape = sources[0].Shape.Strided(stride, sources[0].Shape.Channels) with { Variants = 1 };
             var table = _network.Table(_type);
-            for (var i = 0; i < CellTopology.Nodes; i++)
-            {
-                var node = i;
-                var terms = new List<Term>();
-                var varies = false;
-                tape.RecordInWaves(() =>
+            var terms = new List<Term>[CellTopology.Nodes];
+            for (var node = 0; node < CellTopology.Nodes; node++)
+                terms[node] = [];
+            var raw0 = _preprocess0Reduction?.Apply(tape, beforePrevious) ?? _preprocess0!.Apply(tape, beforePrevious);
+            var input0 = MixedSum.Finish(tape, raw0);
+            tape.RecordInWaves(
+                () =>
                 {
-                    for (var source = 0; source < CellTopology.EdgeCount(node); source++)
-                    {
-                        var edge = CellTopology.FirstEdge(node) + source;
-                        varies |= masks.Count > 1 && masks.Any(mask => mask.Edge == edge && mask.Cell == _type);
-                        for (var o = 0; o < table.Operations; o++)
+                    for (var node = 0; node < CellTopology.Nodes; node++)
+                        RecordEdge(node, 0, input0);
+                },
+                lastOfPrevious);
+            var input1 = MixedSum.Finish(tape, _preprocess1.Apply(tape, previous));
+            var stride = _type == CellType.Reduction ? 2 : 1;
+            var shape = input0.Shape.Strided(stride, input0.Shape.Channels) with { Variants = 1 };
+            var nodes = new List<Tensor>();
+            for (var node = 0; node < CellTopology.Nodes; node++)
+            {
+                // The edge from the newest value, then this node beside the next one's edges from older ones.
+                var own = node;
+                tape.RecordInWaves(() => RecordEdge(own, own + 1, SourceOf(own + 1)));
+                if (node + 1 < CellTopology.Nodes)
+                    tape.RecordInWaves(
+                        () =>
                         {
-                            var state = states[_type, edge];
-                            if ((state != EdgeStates.Undecided && state != o) || masks.All(mask => mask.Covers(_type, edge, o)))
-                                continue;
-                            if (_operations[edge][o].Apply(tape, sources[source]) is { } value)
-                                terms.Add(new Term(value, edge * table.Operations + o));
-                        }
-                    }
-                });
-                var variants = varies ? masks.Count : terms.Count == 0 ? 1 : terms.Max(term => term.Value.Shape.Variants);
-                sources.Add(MixedSum.Apply(tape, shape with { Variants = variants }, terms, table));
+                            for (var source = 1; source <= own + 1; source++)
+                                RecordEdge(own + 1, source, SourceOf(source));
+                        },
+                        () => RecordNode(own));
             }
-            return sources[2..];
+            return (nodes, () => RecordNode(CellTopology.Nodes - 1));
+
+            Tensor SourceOf(int source) => source == 1 ? input1 : nodes[source - 2];
+
+            void RecordEdge(int node, int source, Tensor x)
+            {
+                var edge = CellTopology.FirstEdge(node) + source;
+                for (var o = 0; o < table.Operations; o++)
+                {
+                    var state = states[_type, edge];
+                    if ((state != EdgeStates.Undecided && state != o) || masks.All(mask => mask.Covers(_type, edge, o)))
+                        continue;
+                    if (_operations[edge][o].Apply(tape, x) is { } value)
+                        terms[node].Add(new Term(value, edge * table.Operations + o));
+                }
+            }
+
+            void RecordNode(int node)
+            {
+                var varies = masks.Count > 1 && masks.Any(mask => mask.Cell == _type && mask.Edge >= 0 && CellTopology.NodeOf(mask.Edge) == node);
+                var variants = varies ? masks.Count : terms[node].Select(term => term.Value.Shape.Variants).DefaultIfEmpty(1).Max();
+                Term[] ordered = [.. terms[node].OrderBy(term => term.WeightIndex)];
+                nodes.Add(MixedSum.Apply(tape, shape with { Variants = variants }, ordered, table));
+            }
         }
     }
 }

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using PerturbNas.Autograd;
 using PerturbNas.Backends;
 using PerturbNas.Networks;
@@ -21,9 +23,13 @@ public sealed class MixedSum : Operator
     private readonly bool _weightGradients;
     private Block? _gradientSums;
 
+    // Pinned, because a backend may put the call off.
+    private readonly TermArgs[] _arguments;
+
     private MixedSum(Tape tape, Shape shape, IReadOnlyList<Term> terms, MixingTable? table)
     {
         (_terms, _table) = (terms, table);
+        _arguments = GC.AllocateArray<TermArgs>(terms.Count, pinned: true);
         _weightGradients = table is not null && tape.Options.AlphaGradients;
         _out = new Tensor(tape, shape, _weightGradients || terms.Any(term => term.Value.NeedsGradient));
     }
@@ -40,11 +46,7 @@ public sealed class MixedSum : Operator
 
     internal override bool NeedsBackward => _out.Gradient is not null;
 
-    public override unsafe void Forward(Backend backend)
-    {
-        var terms = stackalloc TermArgs[_terms.Count];
-        backend.MixedSumForward(Arguments(terms) with { Out = _out.Data.Address });
-    }
+    public override void Forward(Backend backend) => backend.MixedSumForward(Arguments() with { Out = _out.Data.Address });
 
     internal override void PlanBackward(Tape tape)
     {
@@ -55,10 +57,9 @@ public sealed class MixedSum : Operator
                 value.PlanPendingGradient(tape, g);
     }
 
-    public override unsafe void Backward(Backend backend)
+    public override void Backward(Backend backend)
     {
-        var terms = stackalloc TermArgs[_terms.Count];
-        backend.MixedSumBackward(Arguments(terms) with
+        backend.MixedSumBackward(Arguments() with
         {
             G = _out.Gradient!.Address,
             GradientSums = _gradientSums!.Address,
@@ -88,11 +89,11 @@ public sealed class MixedSum : Operator
         return operation._out;
     }
 
-    private unsafe MixedSumArgs Arguments(TermArgs* terms)
+    private unsafe MixedSumArgs Arguments()
     {
         for (var i = 0; i < _terms.Count; i++)
         {
-            terms[i] = new TermArgs
+            _arguments[i] = new TermArgs
             {
                 Y = _terms[i].Value.Data.Address,
                 Normalization = _terms[i].Value.Normalization?.Address ?? 0,
@@ -106,7 +107,7 @@ public sealed class MixedSum : Operator
         }
         return new MixedSumArgs
         {
-            Terms = (nint)terms,
+            Terms = (nint)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_arguments)),
             Weights = _table?.Weights.Address ?? 0,
             TermCount = _terms.Count,
             Variants = _out.Shape.Variants,

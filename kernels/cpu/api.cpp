@@ -105,7 +105,7 @@ int32_t pn_run_group(pn_context* context, const pn_call* calls, int32_t count) {
   PN_REQUIRE(context && calls, "pn_run_group: a null argument");
   PN_REQUIRE(count >= 1 && count <= 1024, "pn_run_group: a group has 1 to 1024 calls, not %d", count);
   for (int i = 0; i < count; i++) {
-    PN_REQUIRE(calls[i].kernel >= 0 && calls[i].kernel <= PN_KERNEL_POOL_3X3_BACKWARD,
+    PN_REQUIRE(calls[i].kernel >= 0 && calls[i].kernel <= PN_KERNEL_MIXED_SUM_BACKWARD,
                "pn_run_group: call %d has the unknown kernel %d", i, calls[i].kernel);
     PN_REQUIRE(calls[i].args, "pn_run_group: call %d has no arguments", i);
   }

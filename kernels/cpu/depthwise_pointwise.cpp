@@ -19,7 +19,8 @@ constexpr int kMaxKernel = 7;
 // Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
 // more from long tiles.
 constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
-constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
+constexpr int kSharedInputBytes = 256 << 10;  // at most: it stays in the second-level cache
+constexpr int kRowsAhead = 2;                 // between the row of dx being written and the one being prefetched
 
 constexpr int kRowPixels = 8;  // of a depthwise product's register tile
 
@@ -299,8 +300,8 @@ void depthwise(const Shape& s, const Ring& ring, DepthwiseRow* kernel, const flo
   const TapRows taps(ring, oy * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
   weights += taps.first * s.kernel * L;
   for (int v = 0; v < s.in_vectors; v++)
-    kernel(ring.memory + v * ring.plane(), taps.offsets, taps.count, weights + v * s.kernel * s.kernel * L,
-           out + v * plane, 1, s.out_w);
+    kernel(ring.memory + v * ring.plane() + (ring.left - s.padding) * L, taps.offsets, taps.count,
+           weights + v * s.kernel * s.kernel * L, out + v * plane, 1, s.out_w);
 }
 
 Ring input_ring(const Shape& s, int tile_rows) {
@@ -310,6 +311,16 @@ Ring input_ring(const Shape& s, int tile_rows) {
   ring.width =
       max((round_up(s.out_w, kRowPixels) - 1) * s.stride + s.dilation * (s.kernel - 1) + 1, s.padding + s.grid_w);
   return ring;
+}
+
+// All rows, with room for the padding of any kernel, so that calls of different kernels can share them.
+Ring whole_input(const Shape& s) {
+  constexpr int padding = 2 * (kMaxKernel / 2);
+  return {nullptr, s.grid_h, padding + max(round_up(s.out_w, kRowPixels) * s.stride, s.grid_w) + padding, padding};
+}
+SharedInput shared_input(const Shape& s, const pn_depthwise_pointwise& a) {
+  const int64_t bytes = 4 * whole_input(s).floats(s.in_vectors);
+  return bytes > kSharedInputBytes ? SharedInput{} : SharedInput{a.x, a.x_normalization, bytes};
 }
 
 // Rows of the grid that tiles up to output row `end` read.
@@ -330,14 +341,6 @@ void pack_depthwise(const Shape& s, const float* weights, float* packed) {
     for (int t = 0; t < taps; t++)
       store(packed + (v * taps + t) * L,
             load_partial(weights + int64_t(t) * s.in_channels + v * L, min(L, s.in_channels - v * L)));
-}
-
-// A call's shared memory: its plan, then its weights.
-template <class Plan>
-constexpr int64_t kPlanBytes = (sizeof(Plan) + 63) / 64 * 64;
-template <class Plan>
-float* after_plan(void* shared) {
-  return reinterpret_cast<float*>(static_cast<char*>(shared) + kPlanBytes<Plan>);
 }
 
 int32_t check(const char* name, const pn_depthwise_pointwise* a) {
@@ -389,7 +392,8 @@ int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
             false,
             kPlanBytes<ForwardCall> + 4 * (call.depthwise_size + a->in_channels * call.statistics_row),
             4 * (call.ring_size + call.tile_size + 2 * call.statistics_row),
-            0};
+            0,
+            shared_input(call.s, *a)};
   return PN_OK;
 }
 
@@ -415,26 +419,32 @@ void forward_image(const CallImage& run) {
   const Shape& s = call.s;
   const int64_t image = run.image, plane = call.plane;
   const int tile_rows = call.tile_rows;
-  Ring ring = call.ring;
-  ring.memory = static_cast<float*>(run.local);
-  float* tile = ring.memory + call.ring_size;
+  Ring ring = run.input ? whole_input(s) : call.ring;
+  ring.memory = run.input ? run.input : static_cast<float*>(run.local);
+  float* tile = static_cast<float*>(run.local) + call.ring_size;
   float *mean = tile + call.tile_size, *squares = mean + call.statistics_row;
   const float* x = a->x + image * s.in_size();
   const float* normalization =
       a->x_normalization ? a->x_normalization + image / a->images * 4 * s.in_channels : nullptr;
   float* y = a->y + image * s.out_size();
-  ring.clear_margins(s.in_vectors, s.grid_w);
-  int filled = 0;
+  if (!run.input_is_ready) ring.clear_margins(s.in_vectors, s.grid_w);
+  AheadList beside = run.beside;
+  int filled = run.input_is_ready ? s.grid_h : 0;
+  Ahead ahead = run.next[0];
   for (int oy = 0; oy < s.out_h; oy += tile_rows) {
     const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
     for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
     for (int row = oy; row < end; row++)
       depthwise(s, ring, call.kernel, call.depthwise, row, tile + int64_t(row - oy) * s.out_w * L, plane);
     float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
-    Ahead ahead = end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0];
+    if (!run.input_is_ready)
+      ahead = end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0];
     product(
         Planes{tile, plane, s.in_channels}, pixels, call.pointwise, s.out_vectors,
-        [&]() PN_LAMBDA_INLINE { ahead.step(); },
+        [&]() PN_LAMBDA_INLINE {
+          ahead.step();
+          beside.step();
+        },
         [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
           const int count = pixels - p0;
           write_tile(sum, y_tile + int64_t(p0) * s.out_channels + v0 * L, s.out_channels, count,
@@ -678,10 +688,14 @@ void backward_image(const CallImage& run) {
   Ring x = call.x_ring, dz = call.dz_ring;
   x.memory = z + call.z_size;
   dz.memory = x.memory + call.x_size;
+  if (run.input) {
+    x = whole_input(s);
+    x.memory = run.input;
+  }
   float* contribution = dz.memory + call.dz_size;
   float* sums = contribution + call.contribution_size;
   float* normalization = sums + s.in_vectors * 2 * L;
-  if (call.want_weights) x.clear_margins(s.in_vectors, s.grid_w);
+  if (call.want_weights && !run.input_is_ready) x.clear_margins(s.in_vectors, s.grid_w);
   dz.clear_margins(s.in_vectors, call.row_pixels);
   for (int64_t i = 0; i < call.contribution_size + call.sums_size; i += L) store(contribution + i, vec{});
   if (call.want_dx && a.x_normalization)
@@ -690,7 +704,8 @@ void backward_image(const CallImage& run) {
         store(normalization + (v * 4 + i) * L,
               load_partial(a.x_normalization + i * s.in_channels + v * L, min(L, s.in_channels - v * L)));
 
-  int filled = 0, emitted = 0;
+  AheadList beside = run.beside;
+  int filled = run.input_is_ready ? s.grid_h : 0, emitted = 0;
   for (int oy = 0; oy < s.out_h; oy += call.tile_rows) {
     const int end = min(oy + call.tile_rows, s.out_h), rows = end - oy;
     load_gradient(s, a, image, oy, end, call.row_pixels, dy, call.plane);
@@ -702,6 +717,7 @@ void backward_image(const CallImage& run) {
           call.transposed, s.in_vectors,
           [&]() PN_LAMBDA_INLINE {
             for (Ahead& memory : ahead) memory.step();
+            beside.step();
           },
           [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
             float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;
@@ -718,8 +734,8 @@ void backward_image(const CallImage& run) {
         for (int v = 0; v < s.in_vectors; v++)
           for (int i = 0; i < taps.count; i++) {
             const int64_t tap = (v * kernel_taps + (taps.first + i) * s.kernel) * L;
-            call.forward(x.memory + v * x.plane() + taps.offsets[i], call.depthwise + tap, i > 0,
-                         z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
+            call.forward(x.memory + v * x.plane() + (x.left - s.padding) * L + taps.offsets[i], call.depthwise + tap,
+                         i > 0, z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
                          dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, call.row_pixels);
           }
       }
@@ -749,10 +765,13 @@ int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
   PN_REQUIRE(!a->gradient_sums || a->x_normalization, "%s: gradient_sums need x_normalization, which is null", name);
   const BackwardCall call(*a);
   const int64_t partial_size = min(a->images, kPartialSums) * call.gradient_size();
-  *needs = {
-      a->images,           call.want_dx || call.want_weights ? 1 : 0,
-      partial_size > 0,    kPlanBytes<BackwardCall> + 4 * (2 * call.kernel_size + call.transposed_size + partial_size),
-      4 * call.local_size, call.gradient_rows()};
+  *needs = {a->images,
+            call.want_dx || call.want_weights ? 1 : 0,
+            partial_size > 0,
+            kPlanBytes<BackwardCall> + 4 * (2 * call.kernel_size + call.transposed_size + partial_size),
+            4 * call.local_size,
+            call.gradient_rows(),
+            call.want_weights ? shared_input(call.s, *a) : SharedInput{}};
   return PN_OK;
 }
 

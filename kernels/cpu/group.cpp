@@ -2,7 +2,9 @@
 //
 // A task is one variant of a fixed group of images: single images, or the groups whose gradients are summed together if
 // a call has such sums. All calls of the group treat a task's images before the next task begins, so that what calls
-// share stays in this core's cache.
+// share stays in this core's cache: also the input of convolutions, which the first of them pads and rectifies. A
+// kernel that waits for memory most of the time runs beside the others, bit by bit, on what these have prefetched
+// meanwhile.
 #include "cpu/group.h"
 
 #include <stdio.h>
@@ -16,6 +18,8 @@ const GroupKernel* const kKernels[] = {
     &depthwise_pointwise_backward_kernel,
     &pool_3x3_forward_kernel,
     &pool_3x3_backward_kernel,
+    &mixed_sum_forward_kernel,
+    &mixed_sum_backward_kernel,
 };
 
 struct PreparedCall {
@@ -24,6 +28,33 @@ struct PreparedCall {
   void* shared;
   CallNeeds needs;
   int64_t first_finish_task;
+  bool shares_input;
+};
+
+// The call that runs beside those that follow it.
+class Beside {
+ public:
+  explicit operator bool() const { return kernel_; }
+
+  void begin(const GroupKernel* kernel, const CallImage& image, int parts) {
+    run_rest();
+    kernel_ = kernel, image_ = image;
+    image_.parts = parts;
+  }
+  // What the next part reads.
+  AheadList reads() { return {reads_, reads_ + kernel_->reads_part(image_, reads_)}; }
+  void run_part() {
+    kernel_->run(image_);
+    if (++image_.part == image_.parts) kernel_ = nullptr;
+  }
+  void run_rest() {
+    while (kernel_) run_part();
+  }
+
+ private:
+  const GroupKernel* kernel_ = nullptr;
+  CallImage image_;
+  Ahead reads_[kPartReads];
 };
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -32,6 +63,7 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
   int images = 0, variants = 0;
   bool partial_sums = false;
   int64_t shared_bytes = aligned(count * int64_t(sizeof(PreparedCall))), local_bytes = 0, finish_tasks = 0;
+  int64_t input_bytes = 0;
   for (int i = 0; i < count; i++) {
     *failed = i;
     CallNeeds needs{};
@@ -44,18 +76,23 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
     partial_sums |= needs.partial_sums;
     shared_bytes += aligned(needs.shared_bytes);
     local_bytes = max(local_bytes, needs.local_bytes);
+    input_bytes = max(input_bytes, aligned(needs.input.bytes));
   }
+  local_bytes += input_bytes;
   const int threads = context->pool.threads();
   bool memory = context->shared.get(shared_bytes);
-  for (int thread = 0; thread < threads; thread++) memory = memory && context->local[thread].get(local_bytes);
+  for (int thread = 0; thread < threads; thread++)
+    memory = memory && (local_bytes == 0 || context->local[thread].get(local_bytes));
   if (!memory) return fail(PN_OUT_OF_MEMORY, "%s: no memory for its tiles", kKernels[calls[0].kernel]->name);
 
   PreparedCall* prepared = static_cast<PreparedCall*>(context->shared.get(shared_bytes));
   char* shared = reinterpret_cast<char*>(prepared) + aligned(count * int64_t(sizeof(PreparedCall)));
   for (int i = 0; i < count; i++) {
     PreparedCall& call = prepared[i];
-    call = {kKernels[calls[i].kernel], calls[i].args, shared, {}, finish_tasks};
+    call = {kKernels[calls[i].kernel], calls[i].args, shared, {}, finish_tasks, false};
     call.kernel->check(call.kernel->name, call.args, &call.needs);
+    for (int j = 0; j < i && call.needs.input.bytes; j++)
+      if (prepared[j].needs.input == call.needs.input) call.shares_input = prepared[j].shares_input = true;
     shared += aligned(call.needs.shared_bytes);
     finish_tasks += call.needs.finish_tasks;
   }
@@ -66,28 +103,54 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
 
   const int64_t groups = partial_sums ? min(images, kPartialSums) : images;
   const auto first_image = [&](int64_t group) { return group * images / groups; };
-  parallel_for(context, variants * groups, [&](int64_t task, int thread) {
-    const int64_t variant = task / groups, group = task % groups;
+  const int64_t tasks = variants * groups;
+  parallel_for(context, tasks, [&](int64_t task, int thread) {
+    const int64_t group = task / variants, variant = task % variants;
     const int64_t begin = first_image(group), end = first_image(group + 1);
-    void* local = context->local[thread].get(local_bytes);
-    for (int64_t image = begin; image < end; image++)
+    float* input = static_cast<float*>(context->local[thread].get(local_bytes));
+    void* local = reinterpret_cast<char*>(input) + input_bytes;
+    // Calls that take part, from number `i` on to the next one that runs beside others.
+    const auto takes_part = [&](int i) { return variant < prepared[i].needs.variants; };
+    const auto followers = [&](int i) {
+      int n = 0;
+      for (; i < count && !prepared[i].kernel->reads_part; i++) n += takes_part(i);
+      return n;
+    };
+    for (int64_t image = begin; image < end; image++) {
+      Beside beside;
+      SharedInput ready;
       for (int i = 0; i < count; i++) {
+        if (!takes_part(i)) continue;
         const PreparedCall& call = prepared[i];
-        if (variant >= call.needs.variants) continue;
-        CallImage run{call.args, call.shared, local, variant * images + image, group, image == begin, {}};
-        // Next is this image in the next call, else the next image in the first call.
-        int64_t next_image = variant * images + image;
-        if (i + 1 == count) {
-          const int64_t next_task = task + 1;
-          next_image = image + 1 < end                 ? next_image + 1
-                       : next_task < variants * groups ? next_task / groups * images + first_image(next_task % groups)
-                                                       : -1;
+        CallImage run{call.args, call.shared, local, variant * images + image, group, image == begin};
+        if (call.kernel->reads_part) {
+          beside.begin(call.kernel, run, max(1, followers(i + 1)));
+          continue;
         }
-        const PreparedCall& next = prepared[(i + 1) % count];
-        if (next_image >= 0 && next_image < int64_t(next.needs.variants) * images && next.kernel->reads_first)
-          next.kernel->reads_first(next.args, next.shared, next_image, run.next);
+        if (call.shares_input) {
+          run.input = input;
+          run.input_is_ready = call.needs.input == ready;
+          ready = call.needs.input;
+        }
+        // Next is this image in the next call, else the next image in the first call.
+        int next = i + 1;
+        int64_t next_image = run.image;
+        while (next < count && prepared[next].kernel->reads_part) next++;
+        if (next == count) {
+          for (next = 0; prepared[next].kernel->reads_part;) next++;
+          next_image = image + 1 < end    ? next_image + 1
+                       : task + 1 < tasks ? (task + 1) % variants * images + first_image((task + 1) / variants)
+                                          : -1;
+        }
+        const PreparedCall& next_call = prepared[next];
+        if (next_image >= 0 && next_image < int64_t(next_call.needs.variants) * images && next_call.kernel->reads_first)
+          next_call.kernel->reads_first(next_call.args, next_call.shared, next_image, run.next);
+        if (beside) run.beside = beside.reads();
         call.kernel->run(run);
+        if (beside) beside.run_part();
       }
+      beside.run_rest();
+    }
   });
   parallel_for(context, finish_tasks, [&](int64_t task, int) {
     int i = 0;
@@ -128,6 +191,12 @@ int32_t pool_3x3_forward(pn_context* context, const pn_pool* a) {
 }
 int32_t pool_3x3_backward(pn_context* context, const pn_pool* a) {
   return run_call(context, PN_KERNEL_POOL_3X3_BACKWARD, a);
+}
+int32_t mixed_sum_forward(pn_context* context, const pn_mixed_sum* a) {
+  return run_call(context, PN_KERNEL_MIXED_SUM_FORWARD, a);
+}
+int32_t mixed_sum_backward(pn_context* context, const pn_mixed_sum* a) {
+  return run_call(context, PN_KERNEL_MIXED_SUM_BACKWARD, a);
 }
 
 }  // namespace pn::PN_NAMESPACE

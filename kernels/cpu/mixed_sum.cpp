@@ -1,11 +1,10 @@
 // The node's mixed sum over all incoming edges and operations in one pass, and its backward sums.
 //
 // Both are bound by memory. Forward: normalisation and weight fold into one factor per (variant, term, channel) and one
-// constant per (variant, channel). The tensors of a variant are flat arrays in which the channel repeats with a period
-// of whole vectors, so any channel count fills them. A task is a part of an image in all variants, a few terms at a
-// time: long enough that each term is read in long runs, with all variants taking their share of a strip of terms while
-// it is in L2. Terms that are to be pooled are pooled strip by strip, and never written to memory.
-#include "cpu/context.h"
+// constant per (variant, channel). An image, or the part of it that is run beside a convolution, goes through a few
+// terms at a time, usually those of an edge. Terms that are to be pooled are pooled in registers, never written;
+// meanwhile the other terms of the pass come from memory.
+#include "cpu/group.h"
 #include "cpu/pooled_rows.h"
 #include "cpu/simd.h"
 
@@ -13,43 +12,11 @@ namespace pn::PN_NAMESPACE {
 
 namespace {
 
-constexpr int kTasks = 64;          // at least so many, if there are as many strips
-constexpr int kStripFloats = 8192;  // that all variants add before the next ones are read: with its terms it fits L2
-constexpr int kGroup = 4;           // terms added per pass over a strip
-constexpr int kAhead =
-    512;  // floats between reading and prefetching, for so many streams are beyond the hardware's prefetcher
-constexpr int kTilePixels = 64;  // pixels summed in one float accumulator
-
-// Floats after which channel and vector boundaries coincide again.
-int64_t period_of(int channels) {
-  int64_t period = channels;
-  while (period % kLanes != 0) period += channels;
-  return period;
-}
-
-// out = initial + sum over `Count` terms of factor * y, or with initial null: out += the sum. factors: rows of one
-// period.
-template <int Count, bool Ahead>
-void add_terms(const float* const* y, const float* factors, const float* initial, int64_t period, int64_t n,
-               float* out) {
-  for (int64_t phase = 0; phase < min(period, n); phase += kLanes) {
-    vec factor[Count + 1];
-    const float* from[Count + 1];
-    for (int k = 0; k < Count; k++) factor[k] = load(factors + k * period + phase), from[k] = y[k];
-    const vec constant = initial ? load(initial + phase) : vec{};
-    const auto add = [&](int64_t i, int lanes) {
-      vec sum = initial ? constant : load_partial(out + i, lanes);
-      for (int k = 0; k < Count; k++) {
-        if (Ahead) __builtin_prefetch(from[k] + i + kAhead, 0, 2);
-        sum += factor[k] * load_partial(from[k] + i, lanes);
-      }
-      store_partial(out + i, sum, lanes);
-    };
-    int64_t i = phase;
-    for (; i + kLanes <= n; i += period) add(i, kLanes);
-    if (i < n) add(i, int(n - i));
-  }
-}
+constexpr int kTerms = 5;            // of a pass, besides pooled ones
+constexpr int kRowPixels = 32;       // at least so many pixels are summed in one accumulator
+constexpr int kStripFloats = 16384;  // of the sum, which stay in L2 from one pass to the next: memory likes long runs
+constexpr int kAhead = 512;          // floats between reading and prefetching, for so many streams are beyond the
+                                     // hardware's prefetcher
 
 int32_t check(const pn_mixed_sum* a, const char* name) {
   PN_REQUIRE(a->term_count >= 0 && a->variants >= 1 && a->images >= 1 && a->pixels >= 1 && a->channels >= 1,
@@ -78,332 +45,484 @@ int32_t check(const pn_mixed_sum* a, const char* name) {
   return PN_OK;
 }
 
-// Whole rows of a pooled image, or any pixels if nothing is pooled, that are worked on at a time.
-struct Strips {
-  int64_t pixels;        // of a strip; the last one of an image may be shorter
-  int64_t pooled_bytes;  // memory that pool_rows needs
-  int64_t floats;        // of a strip, in whole cache lines
-
-  explicit Strips(const pn_mixed_sum* a) : pixels(1), pooled_bytes(0) {
-    for (int t = 0; t < a->term_count; t++) {
-      const pn_term& term = a->terms[t];
-      if (term.pooling == PN_POOL_NONE) continue;
-      const PoolShape shape = shape_of(term, a->channels);
-      pixels = shape.out_width();
-      pooled_bytes = max(pooled_bytes, MaximumRows<false>::bytes(shape));
-    }
-    pixels = min<int64_t>(a->pixels, pixels * max<int64_t>(1, kStripFloats / (pixels * a->channels)));
-    floats = (pixels * a->channels + 15) / 16 * 16;
-  }
-
-  static PoolShape shape_of(const pn_term& term, int channels) {
-    return {term.height, term.width, channels, term.stride};
-  }
-};
-
-// The values of a group's pooled terms in a strip. Where an edge has both pools, they are pooled together.
-class PooledStrip {
- public:
-  PooledStrip(const pn_mixed_sum* a, const Strips& strips, char* memory)
-      : a_(a), strips_(strips), memory_(memory), values_(reinterpret_cast<float*>(memory + strips.pooled_bytes)) {}
-  static int64_t bytes(const Strips& strips) { return strips.pooled_bytes + kGroup * strips.floats * 4; }
-
-  // Goes to another strip, of the group that consists of the terms at `terms`.
-  void begin(const int32_t* terms, int count, int64_t image, int64_t first, int64_t pixels) {
-    terms_ = terms, count_ = count, image_ = image, first_ = first, pixels_ = pixels;
-    for (int64_t& variant : variants_) variant = -1;
-  }
-
-  // Of the group's term `slot`, in a variant of the result.
-  const float* get(int slot, int64_t variant) {
-    const pn_term& term = a_->terms[terms_[slot]];
-    const int64_t own = term.variants == 1 ? 0 : variant;
-    if (variants_[slot] == own) return values_ + slot * strips_.floats;
-    int slots[3] = {-1, -1, -1};  // by pooling
-    slots[term.pooling] = slot;
-    for (int i = slot + 1; i < count_; i++) {
-      const pn_term& other = a_->terms[terms_[i]];
-      if (other.pooling != PN_POOL_NONE && slots[other.pooling] < 0 && other.y == term.y &&
-          other.variants == term.variants && other.stride == term.stride && other.width == term.width)
-        slots[other.pooling] = i;
-    }
-    const auto values = [&](int pooling) {
-      if (slots[pooling] < 0) return static_cast<float*>(nullptr);
-      variants_[slots[pooling]] = own;
-      return values_ + slots[pooling] * strips_.floats;
-    };
-    const PoolShape shape = Strips::shape_of(term, a_->channels);
-    pool_rows(shape, term.y + (own * a_->images + image_) * term.height * shape.row(), int(first_ / shape.out_width()),
-              int(pixels_ / shape.out_width()), memory_, values(PN_POOL_MAX_3X3), values(PN_POOL_AVG_3X3));
-    return values_ + slot * strips_.floats;
-  }
-
- private:
-  const pn_mixed_sum* a_;
-  const Strips& strips_;
-  char* memory_;
-  float* values_;
-  const int32_t* terms_ = nullptr;
-  int count_ = 0;
-  int64_t image_ = 0, first_ = 0, pixels_ = 0;
-  int64_t variants_[kGroup];  // whose values there are
-};
-
-PN_INLINE float weight_of(const pn_mixed_sum* a, int v, int t) {
-  return a->weights ? a->weights[int64_t(v) * a->weight_stride + a->terms[t].weight_index] : 1.0f;
+PN_INLINE float weight_of(const pn_mixed_sum* a, int64_t v, int t) {
+  return a->weights ? a->weights[v * a->weight_stride + a->terms[t].weight_index] : 1.0f;
 }
 
-template <bool Ahead>
-constexpr decltype(&add_terms<0, Ahead>) add_functions[kGroup + 1] = {
-    add_terms<0, Ahead>, add_terms<1, Ahead>, add_terms<2, Ahead>, add_terms<3, Ahead>, add_terms<4, Ahead>};
+// Terms that are added in one pass: both pools of one image at most, and a few that are not pooled.
+struct Pass {
+  int count;      // of those that are not pooled
+  int pooled[3];  // term by pooling, or -1
+  int terms[kTerms];
+  int pools() const { return (pooled[PN_POOL_MAX_3X3] >= 0 ? 1 : 0) + (pooled[PN_POOL_AVG_3X3] >= 0 ? 2 : 0); }
+  int any_pooled() const { return max(pooled[PN_POOL_MAX_3X3], pooled[PN_POOL_AVG_3X3]); }
+};
 
-// The terms whose weight is not zero in some variant, in groups of kGroup. Of a group, a variant has the terms whose
-// weight is not zero for itself: the first counts[v][group] of the group's places.
+constexpr Pass kEmptyPass{0, {-1, -1, -1}, {}};
+
+// Whether two pooled terms take the same windows of the same image.
+bool same_windows(const pn_term& a, const pn_term& b) {
+  return a.y == b.y && a.variants == b.variants && a.stride == b.stride && a.width == b.width;
+}
+
+// The terms for which `live` holds, in passes; returns the number of these.
+template <class F>
+int make_passes(const pn_mixed_sum* a, Pass* passes, F live) {
+  int count = 0;
+  for (int t = 0; t < a->term_count; t++) {
+    if (!live(t)) continue;
+    const pn_term& term = a->terms[t];
+    const bool is_pooled = term.pooling != PN_POOL_NONE;
+    Pass* last = count ? &passes[count - 1] : nullptr;
+    const bool joins = last && (is_pooled ? last->pools() && last->pooled[term.pooling] < 0 &&
+                                                same_windows(a->terms[last->any_pooled()], term)
+                                          : last->count < kTerms);
+    if (!joins) *(last = &passes[count++]) = kEmptyPass;
+    if (is_pooled)
+      last->pooled[term.pooling] = t;
+    else
+      last->terms[last->count++] = t;
+  }
+  return count;
+}
+
+struct PixelRange {
+  int64_t begin, end;
+};
+
+// How an image is divided: into rows of pixels, each one or several rows of the image.
+struct Rows {
+  int pixels;
+  int count;
+  int width;  // of a pooled image; 0: nothing is pooled
+
+  explicit Rows(const pn_mixed_sum* a) : width(0) {
+    for (int t = 0; t < a->term_count; t++)
+      if (a->terms[t].pooling != PN_POOL_NONE) width = out_extent(a->terms[t].width, a->terms[t].stride);
+    const int unit = max(width, 1);
+    pixels = min(a->pixels, round_up(kRowPixels, unit));
+    count = (a->pixels + pixels - 1) / pixels;
+  }
+  PixelRange part(const pn_mixed_sum* a, const CallImage& run) const {
+    const int64_t begin = int64_t(count) * run.part / run.parts, end = int64_t(count) * (run.part + 1) / run.parts;
+    return {begin * pixels, min<int64_t>(a->pixels, end * pixels)};
+  }
+  // Pixels of whole rows: a pass goes through them before the next one begins.
+  int64_t strip(int channels) const { return max<int64_t>(1, kStripFloats / (int64_t(pixels) * channels)) * pixels; }
+};
+
+PoolShape shape_of(const pn_term& term, int channels) { return {term.height, term.width, channels, term.stride}; }
+
+// The image of a variant of the result in the term's tensor.
+PN_INLINE int64_t image_of(const pn_mixed_sum* a, const pn_term& term, int64_t v, int64_t image) {
+  return (term.variants == 1 ? 0 : v) * a->images + image;
+}
+
+// Floats after which channel and vector boundaries coincide again.
+int64_t period_of(int channels) {
+  int64_t period = channels;
+  while (period % kLanes != 0) period += channels;
+  return period;
+}
+
+// Of one variant: out = initial + sum over a pass's terms of factor * value; with initial null: out += the sum.
+// factors: rows of one period for the maximum, the average, and the other terms.
+typedef void AddRow(const PoolShape& shape, const float* x, const float* const* y, const float* factors, int64_t period,
+                    const float* initial, float* out);
+
+// For one row of the pooled image; x: the first of the `kRows` rows that its windows reach.
+template <int kRows, bool Max, bool Avg, int Count>
+void add_pooled_row(const PoolShape& shape, const float* x, const float* const* y, const float* factors, int64_t period,
+                    const float* initial, float* out) {
+  const float* from[Count + 1];
+  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    const vec max_factor = load_partial(factors + c, lanes), avg_factor = load_partial(factors + period + c, lanes);
+    vec factor[Count + 1];
+    for (int k = 0; k < Count; k++) factor[k] = load_partial(factors + (2 + k) * period + c, lanes);
+    const vec constant = initial ? load_partial(initial + c, lanes) : vec{};
+    pool_row<kRows, Max>(shape, x, c, lanes, [&](int ox, vec maximum, vec sum, vec share) PN_LAMBDA_INLINE {
+      const int64_t i = int64_t(ox) * shape.channels + c;
+      vec total = initial ? constant : load_partial(out + i, lanes);
+      for (int k = 0; k < Count; k++) {
+        __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+        total += factor[k] * load_partial(from[k] + i, lanes);
+      }
+      if (Max) total += max_factor * maximum;
+      if (Avg) total += avg_factor * share * sum;
+      store_partial(out + i, total, lanes);
+    });
+  });
+}
+
+template <bool Max, bool Avg, int Count>
+constexpr AddRow* by_rows[3] = {add_pooled_row<1, Max, Avg, Count>, add_pooled_row<2, Max, Avg, Count>,
+                                add_pooled_row<3, Max, Avg, Count>};
+template <bool Max, bool Avg>
+constexpr AddRow* const* by_count[kTerms + 1] = {by_rows<Max, Avg, 0>, by_rows<Max, Avg, 1>, by_rows<Max, Avg, 2>,
+                                                 by_rows<Max, Avg, 3>, by_rows<Max, Avg, 4>, by_rows<Max, Avg, 5>};
+constexpr AddRow* const* const* add_pooled_rows[4] = {nullptr, by_count<true, false>, by_count<false, true>,
+                                                      by_count<true, true>};
+
+// For n floats without pools. They are flat arrays in which the channel repeats with a period of whole vectors, so that
+// any channel count fills these.
+template <int Count>
+void add_flat(const float* const* y, const float* factors, int64_t period, const float* initial, int64_t n,
+              float* out) {
+  for (int64_t phase = 0; phase < min(period, n); phase += kLanes) {
+    vec factor[Count + 1];
+    const float* from[Count + 1];
+    for (int k = 0; k < Count; k++) factor[k] = load(factors + (2 + k) * period + phase), from[k] = y[k];
+    const vec constant = initial ? load(initial + phase) : vec{};
+    const auto add = [&](int64_t i, int lanes) PN_LAMBDA_INLINE {
+      vec sum = initial ? constant : load_partial(out + i, lanes);
+      for (int k = 0; k < Count; k++) {
+        __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+        sum += factor[k] * load_partial(from[k] + i, lanes);
+      }
+      store_partial(out + i, sum, lanes);
+    };
+    int64_t i = phase;
+    for (; i + kLanes <= n; i += period) add(i, kLanes);
+    if (i < n) add(i, int(n - i));
+  }
+}
+constexpr decltype(&add_flat<0>) add_flats[kTerms + 1] = {add_flat<0>, add_flat<1>, add_flat<2>,
+                                                          add_flat<3>, add_flat<4>, add_flat<5>};
+
+// Of every variant: its passes, their factors, and the constants.
 struct Plan {
   int64_t period;
-  int live, groups;
-  int32_t* terms;    // [live]
-  int32_t* places;   // [V][groups * kGroup]: index in `terms`
-  float* factors;    // [V][groups * kGroup][period]
+  int* counts;       // [V]
+  Pass* passes;      // [V][term_count + 1]
+  float* factors;    // [V][term_count + 1][2 + kTerms][period]
   float* constants;  // [V][period]
-  int32_t* counts;   // [V][groups]
-  bool* shared;      // [groups]: all of the group's terms have one variant
 };
+
+int64_t plan_bytes(const pn_mixed_sum* a) {
+  const int64_t period = period_of(a->channels), passes = int64_t(a->variants) * (a->term_count + 1);
+  return (passes * (2 + kTerms) + a->variants) * period * 4 + passes * int64_t(sizeof(Pass)) + a->variants * 4;
+}
 
 void repeat(float* row, int64_t channels, int64_t period) {
   for (int64_t i = channels; i < period; i++) row[i] = row[i - channels];
 }
 
-// Returns false if there is no memory.
-bool make_plan(pn_context* context, const pn_mixed_sum* a, Plan& plan) {
+void make_plan(const pn_mixed_sum* a, float* memory, Plan& plan) {
   const int channels = a->channels;
-  const int64_t period = plan.period = period_of(channels);
-  const int64_t places = max(kGroup, round_up(a->term_count, kGroup)), variants = a->variants;
-  const int64_t floats = variants * (places + 1) * period;
-  const int64_t bytes = (floats + places + 2 * variants * places) * 4 + places;
-  float* memory = static_cast<float*>(context->shared.get(bytes));
-  if (!memory) return false;
+  const int64_t period = plan.period = period_of(channels), places = a->term_count + 1;
   plan.factors = memory;
-  plan.constants = memory + variants * places * period;
-  plan.terms = reinterpret_cast<int32_t*>(memory + floats);
-  plan.places = plan.terms + places;
-  plan.counts = plan.places + variants * places;
-  plan.shared = reinterpret_cast<bool*>(plan.counts + variants * places);
-
-  plan.live = 0;
-  for (int t = 0; t < a->term_count; t++) {
-    bool live = false;
-    for (int v = 0; v < variants; v++) live |= weight_of(a, v, t) != 0;
-    if (live) plan.terms[plan.live++] = t;
-  }
-  plan.groups = max(1, (plan.live + kGroup - 1) / kGroup);  // of none, too, the outputs are written
-  for (int group = 0; group < plan.groups; group++) {
-    plan.shared[group] = true;
-    for (int i = group * kGroup; i < min(plan.live, (group + 1) * kGroup); i++)
-      plan.shared[group] &= a->terms[plan.terms[i]].variants == 1;
-  }
-  for (int64_t v = 0; v < variants; v++) {
+  plan.constants = memory + a->variants * places * (2 + kTerms) * period;
+  plan.passes = reinterpret_cast<Pass*>(plan.constants + a->variants * period);
+  plan.counts = reinterpret_cast<int*>(plan.passes + a->variants * places);
+  for (int64_t v = 0; v < a->variants; v++) {
+    Pass* passes = plan.passes + v * places;
+    plan.counts[v] = make_passes(a, passes, [&](int t) { return weight_of(a, v, t) != 0; });
+    if (plan.counts[v] == 0) plan.counts[v] = 1, passes[0] = kEmptyPass;  // the output is written, too
+    const auto normalization = [&](int t) {
+      const pn_term& term = a->terms[t];
+      return term.normalization ? term.normalization + (term.variants == 1 ? 0 : v) * 4 * channels : nullptr;
+    };
     float* constants = plan.constants + v * period;
     for (int c = 0; c < channels; c++) {
       double sum = 0;
-      for (int i = 0; i < plan.live; i++) {
-        const pn_term& term = a->terms[plan.terms[i]];
-        const float weight = weight_of(a, int(v), plan.terms[i]);
-        if (weight == 0 || !term.normalization) continue;
-        sum += double(weight) * double(term.normalization[((term.variants == 1 ? 0 : v) * 4 + 1) * channels + c]);
-      }
+      for (int t = 0; t < a->term_count; t++)
+        if (weight_of(a, v, t) != 0 && a->terms[t].normalization)
+          sum += double(weight_of(a, v, t)) * double(normalization(t)[channels + c]);
       constants[c] = float(sum);
     }
     repeat(constants, channels, period);
-    for (int group = 0; group < plan.groups; group++) {
-      int32_t& count = plan.counts[v * plan.groups + group] = 0;
-      for (int i = group * kGroup; i < min(plan.live, (group + 1) * kGroup); i++) {
-        const pn_term& term = a->terms[plan.terms[i]];
-        const float weight = weight_of(a, int(v), plan.terms[i]);
-        if (weight == 0) continue;
-        const int64_t own = term.variants == 1 ? 0 : v;
-        const int64_t place = (v * plan.groups + group) * kGroup + count++;
-        const float* scale = term.normalization ? term.normalization + own * 4 * channels : nullptr;
-        float* factors = plan.factors + place * period;
-        for (int c = 0; c < channels; c++) factors[c] = scale ? weight * scale[c] : weight;
-        repeat(factors, channels, period);
-        plan.places[place] = i;
-      }
-    }
-  }
-  return true;
-}
-
-// Adds to the sums of g * (y - mean) over `pixels` pixels for `Terms` terms and `Blocks` vectors of channels.
-template <int Terms, int Blocks>
-void sum_products(const float* g, const float* const* y, const float* const* mean, int64_t pixels, int channels,
-                  int remaining, float* const* sums) {
-  // All but the last block are whole vectors.
-  const int last = min(kLanes, remaining - (Blocks - 1) * kLanes);
-  const auto width = [&](int b) { return b + 1 < Blocks ? kLanes : last; };
-  vec shift[Terms][Blocks], total[Terms][Blocks];
-  for (int t = 0; t < Terms; t++)
-    for (int b = 0; b < Blocks; b++) {
-      shift[t][b] = mean[t] ? load_partial(mean[t] + b * kLanes, width(b)) : vec{};
-      total[t][b] = vec{};
-    }
-  for (int64_t first = 0; first < pixels; first += kTilePixels) {
-    vec sum[Terms][Blocks]{};
-    const int64_t end = min(first + kTilePixels, pixels);
-    for (int64_t p = first; p < end; p++)
-      for (int b = 0; b < Blocks; b++) {
-        const vec gradient = load_partial(g + p * channels + b * kLanes, width(b));
-        for (int t = 0; t < Terms; t++)
-          sum[t][b] += gradient * (load_partial(y[t] + p * channels + b * kLanes, width(b)) - shift[t][b]);
-      }
-    for (int t = 0; t < Terms; t++)
-      for (int b = 0; b < Blocks; b++) total[t][b] += sum[t][b];
-  }
-  for (int t = 0; t < Terms; t++)
-    for (int b = 0; b < Blocks; b++)
-      store_partial(sums[t] + b * kLanes, load_partial(sums[t] + b * kLanes, width(b)) + total[t][b], width(b));
-}
-
-// The sum of g over the pixels of one image, `lanes` channels from channel 0 of g on.
-void sum_gradient(const float* g, int64_t pixels, int channels, int lanes, float* sums) {
-  vec total{};
-  for (int64_t first = 0; first < pixels; first += kTilePixels) {
-    vec sum{};
-    const int64_t end = min(first + kTilePixels, pixels);
-    for (int64_t p = first; p < end; p++) sum += load_partial(g + p * channels, lanes);
-    total += sum;
-  }
-  store_partial(sums, total, lanes);
-}
-
-// The products of one image: all channels of a few terms, then of the next few, so that each is read from main memory
-// once.
-template <int Terms>
-void add_products(const pn_mixed_sum* a, const Strips& strips, int64_t image, int t, PooledStrip& pooled, float* sums) {
-  const int channels = a->channels;
-  int32_t terms[Terms];
-  for (int k = 0; k < Terms; k++) terms[k] = t + k;
-  for (int64_t first = 0; first < a->pixels; first += strips.pixels) {
-    const int64_t count = min(strips.pixels, a->pixels - first), offset = (image * a->pixels + first) * channels;
-    pooled.begin(terms, Terms, image, first, count);
-    const float* values[Terms];
-    for (int k = 0; k < Terms; k++)
-      values[k] = a->terms[t + k].pooling == PN_POOL_NONE ? a->terms[t + k].y + offset : pooled.get(k, 0);
-    for (int c = 0; c < channels; c += 2 * kLanes) {
-      const float* y[Terms];
-      const float* mean[Terms];
-      float* rows[Terms];
-      for (int k = 0; k < Terms; k++) {
-        const pn_term& term = a->terms[t + k];
-        y[k] = values[k] + c;
-        mean[k] = term.normalization ? term.normalization + 3 * channels + c : nullptr;
-        rows[k] = sums + int64_t(1 + t + k) * channels + c;
-      }
-      const auto sum = c + kLanes < channels ? sum_products<Terms, 2> : sum_products<Terms, 1>;
-      sum(a->g + offset + c, y, mean, count, channels, channels - c, rows);
+    for (int i = 0; i < plan.counts[v]; i++) {
+      const Pass& pass = passes[i];
+      float* factors = plan.factors + (v * places + i) * (2 + kTerms) * period;
+      const auto set = [&](int place, int t) {
+        if (t < 0) return;
+        const float weight = weight_of(a, v, t), *scale = normalization(t);
+        float* row = factors + place * period;
+        for (int c = 0; c < channels; c++) row[c] = scale ? weight * scale[c] : weight;
+        repeat(row, channels, period);
+      };
+      set(0, pass.pooled[PN_POOL_MAX_3X3]);
+      set(1, pass.pooled[PN_POOL_AVG_3X3]);
+      for (int k = 0; k < pass.count; k++) set(2 + k, pass.terms[k]);
     }
   }
 }
 
-}  // namespace
+// What the terms read of some pixels of an image; returns how many reads.
+int reads_of(const pn_mixed_sum* a, int64_t variant, int64_t image, PixelRange part, Ahead* reads) {
+  int n = 0;
+  const float* before = nullptr;
+  for (int t = 0; t < a->term_count && n < kPartReads; t++) {
+    const pn_term& term = a->terms[t];
+    if (!term.y || term.y == before || weight_of(a, variant, t) == 0) continue;
+    before = term.y;
+    const int64_t own = image_of(a, term, variant, image);
+    if (term.pooling == PN_POOL_NONE) {
+      const float* y = term.y + own * a->pixels * a->channels;
+      reads[n++] = {y + part.begin * a->channels, y + part.end * a->channels};
+    } else {
+      const PoolShape shape = shape_of(term, a->channels);
+      const float* y = term.y + own * shape.height * shape.row();
+      // The part before has read the row above this one's, and one further.
+      const auto row = [&](int64_t pixel) {
+        return pixel == 0 ? 0 : min<int64_t>(shape.height, pixel / shape.out_width() * shape.stride + 1);
+      };
+      reads[n++] = {y + row(part.begin) * shape.row(), y + row(part.end) * shape.row()};
+    }
+  }
+  return n;
+}
 
-int32_t mixed_sum_forward(pn_context* context, const pn_mixed_sum* a) {
-  if (const int32_t status = check(a, "mixed_sum_forward")) return status;
-  PN_REQUIRE(a->out, "mixed_sum_forward: out is null");
+struct ForwardCall {
+  Rows rows;
+  Plan plan;
+};
+
+int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
+  if (const int32_t status = check(a, name)) return status;
+  PN_REQUIRE(a->out, "%s: out is null", name);
   for (int v = 0; v < a->variants; v++)
     for (int t = 0; t < a->term_count; t++)
-      PN_REQUIRE(a->terms[t].y || weight_of(a, v, t) == 0,
-                 "mixed_sum_forward: term %d has weight %g in variant %d but no y", t, double(weight_of(a, v, t)), v);
-  Plan plan;
-  const Strips strips(a);
-  const int64_t image_floats = int64_t(a->pixels) * a->channels, elements = a->images * image_floats;
-  const int64_t local_bytes = PooledStrip::bytes(strips);
-  bool memory = make_plan(context, a, plan);
-  for (int thread = 0; thread < context->pool.threads(); thread++)
-    memory = memory && context->local[thread].get(local_bytes);
-  if (!memory) return fail(PN_OUT_OF_MEMORY, "mixed_sum_forward: no memory for the factors of %d terms", a->term_count);
-
-  // A few images are cut into parts, so that there is a task for every thread.
-  const int64_t strip_count = (a->pixels + strips.pixels - 1) / strips.pixels;
-  const int64_t parts = min<int64_t>(strip_count, (kTasks + a->images - 1) / a->images);
-  parallel_for(context, a->images * parts, [&](int64_t task, int thread) {
-    const int64_t image = task / parts, part = task % parts;
-    const int64_t begin = strip_count * part / parts * strips.pixels;
-    const int64_t end = min<int64_t>(a->pixels, strip_count * (part + 1) / parts * strips.pixels);
-    PooledStrip pooled(a, strips, static_cast<char*>(context->local[thread].get(local_bytes)));
-    for (int group = 0; group < plan.groups; group++)
-      for (int64_t first = begin; first < end; first += strips.pixels) {
-        const int64_t count = min(strips.pixels, end - first);
-        const int64_t offset = image * image_floats + first * a->channels;
-        pooled.begin(plan.terms + group * kGroup, min(kGroup, plan.live - group * kGroup), image, first, count);
-        for (int64_t v = 0; v < a->variants; v++) {
-          const int64_t index = v * plan.groups + group;
-          const int terms = plan.counts[index];
-          const float* y[kGroup];
-          for (int k = 0; k < terms; k++) {
-            const int place = plan.places[index * kGroup + k];
-            const pn_term& term = a->terms[plan.terms[place]];
-            y[k] = term.pooling == PN_POOL_NONE ? term.y + (term.variants == 1 ? 0 : v) * elements + offset
-                                                : pooled.get(place % kGroup, v);
-          }
-          // A term that all variants share is prefetched by the first.
-          const auto add = v == 0 || !plan.shared[group] ? add_functions<true>[terms] : add_functions<false>[terms];
-          add(y, plan.factors + index * kGroup * plan.period, group == 0 ? plan.constants + v * plan.period : nullptr,
-              plan.period, count * a->channels, a->out + v * elements + offset);
-        }
-      }
-  });
+      PN_REQUIRE(a->terms[t].y || weight_of(a, v, t) == 0, "%s: term %d has weight %g in variant %d but no y", name, t,
+                 double(weight_of(a, v, t)), v);
+  *needs = {a->images, a->variants, false, kPlanBytes<ForwardCall> + plan_bytes(a), 0, 0};
   return PN_OK;
 }
 
-int32_t mixed_sum_backward(pn_context* context, const pn_mixed_sum* a) {
-  if (const int32_t status = check(a, "mixed_sum_backward")) return status;
-  PN_REQUIRE(a->variants == 1, "mixed_sum_backward: takes one variant, not %d", a->variants);
-  PN_REQUIRE(a->g, "mixed_sum_backward: g is null");
-  for (int t = 0; t < a->term_count; t++) PN_REQUIRE(a->terms[t].y, "mixed_sum_backward: term %d has no y", t);
-  if (!a->gradient_sums && !a->weight_gradients) return PN_OK;
+void prepare_forward(const void* args, void* shared) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
+  ForwardCall& call = *static_cast<ForwardCall*>(shared);
+  call = {Rows(a), {}};
+  make_plan(a, after_plan<ForwardCall>(shared), call.plan);
+}
 
+void forward_image(const CallImage& run) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(run.args);
+  const ForwardCall& call = *static_cast<const ForwardCall*>(run.shared);
+  const Plan& plan = call.plan;
+  const Rows& rows = call.rows;
   const int channels = a->channels;
-  const Strips strips(a);
-  const int64_t rows = int64_t(1 + a->term_count) * channels;
-  const int64_t local_bytes = PooledStrip::bytes(strips);
-  float* sums = a->gradient_sums;
-  double* term_gradients = nullptr;
-  {
-    const int64_t doubles = (a->term_count + 1) / 2 * 2 * 8;
-    char* memory = static_cast<char*>(context->shared.get(doubles + (sums ? 0 : a->images * rows * 4)));
-    bool all = memory != nullptr;
-    for (int thread = 0; thread < context->pool.threads(); thread++)
-      all = all && context->local[thread].get(local_bytes);
-    if (!all) return fail(PN_OUT_OF_MEMORY, "mixed_sum_backward: no memory for the sums of %d images", a->images);
-    term_gradients = reinterpret_cast<double*>(memory);
-    if (!sums) sums = reinterpret_cast<float*>(memory + doubles);
+  const int64_t image = run.image % a->images, v = run.image / a->images;
+  const PixelRange part = rows.part(a, run);
+  const int64_t strip = rows.strip(channels);
+  for (int64_t first = part.begin; first < part.end; first += strip) {
+    const int64_t pixels = min(strip, part.end - first);
+    const float* initial = plan.constants + v * plan.period;
+    for (int i = 0; i < plan.counts[v]; i++, initial = nullptr) {
+      float* out = a->out + ((v * a->images + image) * a->pixels + first) * channels;
+      const int64_t place = v * (a->term_count + 1) + i;
+      const Pass& pass = plan.passes[place];
+      const float* factors = plan.factors + place * (2 + kTerms) * plan.period;
+      const float* y[kTerms];
+      for (int k = 0; k < pass.count; k++) {
+        const pn_term& term = a->terms[pass.terms[k]];
+        y[k] = term.y + (image_of(a, term, v, image) * a->pixels + first) * channels;
+      }
+      if (!pass.pools()) {
+        add_flats[pass.count](y, factors, plan.period, initial, pixels * channels, out);
+        continue;
+      }
+      const pn_term& term = a->terms[pass.any_pooled()];
+      const PoolShape shape = shape_of(term, channels);
+      const float* x = term.y + image_of(a, term, v, image) * shape.height * shape.row();
+      for (int64_t p = 0; p < pixels; p += rows.width) {
+        with_rows(shape, int((first + p) / rows.width), [&](auto count, int64_t top) PN_LAMBDA_INLINE {
+          add_pooled_rows[pass.pools()][pass.count][count.value - 1](shape, x + top, y, factors, plan.period, initial,
+                                                                     out + p * channels);
+        });
+        for (int k = 0; k < pass.count; k++) y[k] += rows.width * channels;
+      }
+    }
   }
+}
 
-  parallel_for(context, a->images, [&](int64_t image, int thread) {
-    PooledStrip pooled(a, strips, static_cast<char*>(context->local[thread].get(local_bytes)));
-    float* own = sums + image * rows;
-    for (int64_t i = channels; i < rows; i++) own[i] = 0;
-    for (int c = 0; c < channels; c += kLanes)
-      sum_gradient(a->g + image * a->pixels * channels + c, a->pixels, channels, min(kLanes, channels - c), own + c);
-    int t = 0;
-    for (; t + kGroup <= a->term_count; t += kGroup) add_products<kGroup>(a, strips, image, t, pooled, own);
-    for (; t < a->term_count; t++) add_products<1>(a, strips, image, t, pooled, own);
-    for (int t = 0; t < a->term_count; t++)
-      if (const float* normalization = a->terms[t].normalization)
-        for (int i = 0; i < channels; i++) own[int64_t(1 + t) * channels + i] *= normalization[2 * channels + i];
+int forward_reads_part(const CallImage& part, Ahead* reads) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(part.args);
+  const Rows& rows = static_cast<const ForwardCall*>(part.shared)->rows;
+  return reads_of(a, part.image / a->images, part.image % a->images, rows.part(a, part), reads);
+}
+
+// sums of a pass's terms += those of g * (value - mean) over a row of pixels. mean, sums: for the maximum, the
+// average, and the other terms; a null mean is zero.
+typedef void SumRow(const PoolShape& shape, const float* x, const float* const* y, const float* const* mean,
+                    const float* g, float* const* sums);
+
+template <int kRows, bool Max, bool Avg, int Count>
+void sum_pooled_row(const PoolShape& shape, const float* x, const float* const* y, const float* const* mean,
+                    const float* g, float* const* sums) {
+  const float* from[Count + 1];
+  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    vec shift[2 + Count], total[2 + Count] = {};
+    for (int k = 0; k < 2 + Count; k++) shift[k] = mean[k] ? load_partial(mean[k] + c, lanes) : vec{};
+    pool_row<kRows, Max>(shape, x, c, lanes, [&](int ox, vec maximum, vec sum, vec share) PN_LAMBDA_INLINE {
+      const int64_t i = int64_t(ox) * shape.channels + c;
+      const vec gradient = load_partial(g + i, lanes);
+      if (Max) total[0] += gradient * (maximum - shift[0]);
+      if (Avg) total[1] += gradient * (share * sum - shift[1]);
+      for (int k = 0; k < Count; k++) {
+        __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+        total[2 + k] += gradient * (load_partial(from[k] + i, lanes) - shift[2 + k]);
+      }
+    });
+    for (int k = 0; k < 2 + Count; k++)
+      if (k == 0 ? Max : k == 1 ? Avg : true)
+        store_partial(sums[k] + c, load_partial(sums[k] + c, lanes) + total[k], lanes);
   });
+}
 
-  if (!a->weight_gradients) return PN_OK;
-  // n = scale * y + shift = scale / inverse_deviation * yhat + shift + scale * mean.
-  parallel_for(context, a->term_count, [&](int64_t t, int) {
+template <bool Max, bool Avg, int Count>
+constexpr SumRow* sums_by_rows[3] = {sum_pooled_row<1, Max, Avg, Count>, sum_pooled_row<2, Max, Avg, Count>,
+                                     sum_pooled_row<3, Max, Avg, Count>};
+template <bool Max, bool Avg>
+constexpr SumRow* const* sums_by_count[kTerms + 1] = {sums_by_rows<Max, Avg, 0>, sums_by_rows<Max, Avg, 1>,
+                                                      sums_by_rows<Max, Avg, 2>, sums_by_rows<Max, Avg, 3>,
+                                                      sums_by_rows<Max, Avg, 4>, sums_by_rows<Max, Avg, 5>};
+constexpr SumRow* const* const* sum_pooled_rows[4] = {nullptr, sums_by_count<true, false>, sums_by_count<false, true>,
+                                                      sums_by_count<true, true>};
+
+template <int Count>
+void sum_flat(int64_t pixels, int channels, const float* const* y, const float* const* mean, const float* g,
+              float* const* sums) {
+  const float* from[Count + 1];
+  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    vec shift[Count + 1], total[Count + 1] = {};
+    for (int k = 0; k < Count; k++) shift[k] = mean[2 + k] ? load_partial(mean[2 + k] + c, lanes) : vec{};
+    for (int64_t p = 0; p < pixels; p++) {
+      const int64_t i = p * channels + c;
+      const vec gradient = load_partial(g + i, lanes);
+      for (int k = 0; k < Count; k++) {
+        __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+        total[k] += gradient * (load_partial(from[k] + i, lanes) - shift[k]);
+      }
+    }
+    for (int k = 0; k < Count; k++)
+      store_partial(sums[2 + k] + c, load_partial(sums[2 + k] + c, lanes) + total[k], lanes);
+  });
+}
+constexpr decltype(&sum_flat<0>) sum_flats[kTerms + 1] = {sum_flat<0>, sum_flat<1>, sum_flat<2>,
+                                                          sum_flat<3>, sum_flat<4>, sum_flat<5>};
+
+// sums += those of g over a row of pixels.
+void sum_gradient(const float* g, int64_t pixels, int channels, float* sums) {
+  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    vec total{};
+    for (int64_t p = 0; p < pixels; p++) {
+      __builtin_prefetch(g + p * channels + c + kAhead);
+      total += load_partial(g + p * channels + c, lanes);
+    }
+    store_partial(sums + c, load_partial(sums + c, lanes) + total, lanes);
+  });
+}
+
+struct BackwardCall {
+  Rows rows;
+  float* sums;   // [N, 1 + term_count, C]
+  Pass* passes;  // [term_count]
+  int count;
+};
+
+int64_t sums_of(const pn_mixed_sum* a) { return int64_t(1 + a->term_count) * a->channels; }
+
+int32_t check_backward(const char* name, const void* args, CallNeeds* needs) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
+  if (const int32_t status = check(a, name)) return status;
+  PN_REQUIRE(a->variants == 1, "%s: takes one variant, not %d", name, a->variants);
+  PN_REQUIRE(a->g, "%s: g is null", name);
+  for (int t = 0; t < a->term_count; t++) PN_REQUIRE(a->terms[t].y, "%s: term %d has no y", name, t);
+  const int64_t bytes = kPlanBytes<BackwardCall> + a->term_count * int64_t(sizeof(Pass)) +
+                        (a->gradient_sums ? 0 : a->images * sums_of(a) * 4);
+  *needs = {a->images, a->gradient_sums || a->weight_gradients ? 1 : 0, false, bytes,
+            0,         a->weight_gradients ? a->term_count : 0};
+  return PN_OK;
+}
+
+void prepare_backward(const void* args, void* shared) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
+  BackwardCall& call = *static_cast<BackwardCall*>(shared);
+  Pass* passes = reinterpret_cast<Pass*>(after_plan<BackwardCall>(shared));
+  float* sums = a->gradient_sums ? a->gradient_sums : reinterpret_cast<float*>(passes + a->term_count);
+  call = {Rows(a), sums, passes, make_passes(a, passes, [](int) { return true; })};
+}
+
+void backward_image(const CallImage& run) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(run.args);
+  const BackwardCall& call = *static_cast<const BackwardCall*>(run.shared);
+  const Rows& rows = call.rows;
+  const int channels = a->channels;
+  float* own = call.sums + run.image * sums_of(a);
+  if (run.part == 0)
+    for (int64_t i = 0; i < sums_of(a); i++) own[i] = 0;
+  const PixelRange part = rows.part(a, run);
+  const int64_t strip = rows.strip(channels);
+  for (int64_t first = part.begin; first < part.end; first += strip) {
+    const int64_t pixels = min(strip, part.end - first), offset = (run.image * a->pixels + first) * channels;
+    const float* g = a->g + offset;
+    for (int64_t p = 0; p < pixels; p += rows.pixels)
+      sum_gradient(g + p * channels, min<int64_t>(rows.pixels, pixels - p), channels, own);
+    for (int i = 0; i < call.count; i++) {
+      const Pass& pass = call.passes[i];
+      const float *y[kTerms], *mean[2 + kTerms] = {};
+      float* sums[2 + kTerms] = {};
+      const auto set = [&](int place, int t) {
+        if (t < 0) return;
+        const float* normalization = a->terms[t].normalization;
+        mean[place] = normalization ? normalization + 3 * channels : nullptr;
+        sums[place] = own + int64_t(1 + t) * channels;
+      };
+      set(0, pass.pooled[PN_POOL_MAX_3X3]);
+      set(1, pass.pooled[PN_POOL_AVG_3X3]);
+      for (int k = 0; k < pass.count; k++) {
+        set(2 + k, pass.terms[k]);
+        y[k] = a->terms[pass.terms[k]].y + offset;
+      }
+      const auto next = [&](int64_t count) {
+        for (int k = 0; k < pass.count; k++) y[k] += count * channels;
+      };
+      if (!pass.pools()) {
+        for (int64_t p = 0; p < pixels; p += rows.pixels, next(rows.pixels))
+          sum_flats[pass.count](min<int64_t>(rows.pixels, pixels - p), channels, y, mean, g + p * channels, sums);
+        continue;
+      }
+      const pn_term& term = a->terms[pass.any_pooled()];
+      const PoolShape shape = shape_of(term, channels);
+      const float* x = term.y + run.image * shape.height * shape.row();
+      for (int64_t p = 0; p < pixels; p += rows.width, next(rows.width))
+        with_rows(shape, int((first + p) / rows.width), [&](auto count, int64_t top) PN_LAMBDA_INLINE {
+          sum_pooled_rows[pass.pools()][pass.count][count.value - 1](shape, x + top, y, mean, g + p * channels, sums);
+        });
+    }
+  }
+  if (run.part + 1 < run.parts) return;
+  for (int t = 0; t < a->term_count; t++)
+    if (const float* normalization = a->terms[t].normalization)
+      for (int i = 0; i < channels; i++) own[int64_t(1 + t) * channels + i] *= normalization[2 * channels + i];
+}
+
+int backward_reads_part(const CallImage& part, Ahead* reads) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(part.args);
+  return reads_of(a, 0, part.image, static_cast<const BackwardCall*>(part.shared)->rows.part(a, part), reads);
+}
+
+// Adds up a weight's gradient over the images and the terms that share it; the first of these terms does it.
+void finish_weight_gradient(const void* args, const void* shared, int64_t first) {
+  const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
+  const BackwardCall& call = *static_cast<const BackwardCall*>(shared);
+  const int channels = a->channels, index = a->terms[first].weight_index;
+  for (int t = 0; t < a->term_count; t++) {
+    if (a->terms[t].weight_index != index) continue;
+    if (t < first) return;
     const float* normalization = a->terms[t].normalization;
+    // n = scale * y + shift = scale / inverse_deviation * yhat + shift + scale * mean.
     double total = 0;
     for (int c = 0; c < channels; c++) {
       double g = 0, product = 0;
       for (int64_t image = 0; image < a->images; image++) {
-        g += double(sums[image * rows + c]);
-        product += double(sums[image * rows + (1 + t) * channels + c]);
+        g += double(call.sums[image * sums_of(a) + c]);
+        product += double(call.sums[image * sums_of(a) + (1 + t) * channels + c]);
       }
       if (normalization) {
         const double scale = normalization[c], shift = normalization[channels + c];
@@ -412,10 +531,16 @@ int32_t mixed_sum_backward(pn_context* context, const pn_mixed_sum* a) {
       }
       total += product;
     }
-    term_gradients[t] = total;
-  });
-  for (int t = 0; t < a->term_count; t++) a->weight_gradients[a->terms[t].weight_index] += float(term_gradients[t]);
-  return PN_OK;
+    a->weight_gradients[index] += float(total);
+  }
 }
+
+}  // namespace
+
+const GroupKernel mixed_sum_forward_kernel = {
+    "mixed_sum_forward", check_forward, prepare_forward, forward_image, nullptr, nullptr, forward_reads_part};
+const GroupKernel mixed_sum_backward_kernel = {"mixed_sum_backward", check_backward, prepare_backward,
+                                               backward_image,       nullptr,        finish_weight_gradient,
+                                               backward_reads_part};
 
 }  // namespace pn::PN_NAMESPACE

@@ -54,7 +54,7 @@ struct PoolShape {
 };
 
 // Reduces `Count` horizontally neighbouring pixels, `channels` floats apart, to the maximum and its column 0..2.
-template <bool Positions, int Count>
+template <int Count>
 void reduce_columns(const float* x, int channels, int first, int64_t n, float* values, uint8_t* columns) {
   for_vectors(n, [&](int64_t i, int lanes) {
     __builtin_prefetch(x + i + kPoolAhead);
@@ -64,15 +64,15 @@ void reduce_columns(const float* x, int channels, int first, int64_t n, float* v
       const vec v = load_partial(x + i + k * channels, lanes);
       const ivec better = beats(v, best);
       best = better ? v : best;
-      if constexpr (Positions) column = better ? ivec{} + (first + k) : column;
+      column = better ? ivec{} + (first + k) : column;
     }
     store_partial(values + i, best, lanes);
-    if constexpr (Positions) store_positions(columns + i, column, lanes);
+    store_positions(columns + i, column, lanes);
   });
 }
 
 // Combines `Count` rows of reduced columns to n maxima and their rows 0..2.
-template <bool Positions, int Count>
+template <int Count>
 void combine_rows(const float* const* values, int first, int64_t n, float* y, uint8_t* rows) {
   for_vectors(n, [&](int64_t i, int lanes) {
     vec best = load_partial(values[0] + i, lanes);
@@ -81,10 +81,10 @@ void combine_rows(const float* const* values, int first, int64_t n, float* y, ui
       const vec v = load_partial(values[k] + i, lanes);
       const ivec better = beats(v, best);
       best = better ? v : best;
-      if constexpr (Positions) row = better ? ivec{} + (first + k) : row;
+      row = better ? ivec{} + (first + k) : row;
     }
     store_partial(y + i, best, lanes);
-    if constexpr (Positions) store_positions(rows + i, row, lanes);
+    store_positions(rows + i, row, lanes);
   });
 }
 
@@ -93,11 +93,10 @@ void combine_rows(const float* const* values, int first, int64_t n, float* y, ui
 // the first maximum along the rows and then the first row with the largest value gives the first maximum in row-major
 // order. Rows are flat arrays of pixels * channels wherever neighbours are a constant distance apart, so that any
 // channel count fills the vectors.
-template <bool Positions>
 class MaximumRows {
  public:
   static int64_t bytes(const PoolShape& shape) {
-    return 12 * pitch_of(shape) + (Positions ? round_up(int(3 * column_pitch_of(shape)), 64) : 0);
+    return 12 * pitch_of(shape) + round_up(int(3 * column_pitch_of(shape)), 64);
   }
 
   // x: the image. memory: bytes() of it.
@@ -108,7 +107,7 @@ class MaximumRows {
         columns_(static_cast<uint8_t*>(memory) + 12 * pitch_of(shape)),
         next_(first),
         reduced_(max(0, first * shape.stride - 1)) {
-    if (Positions) memset(columns_, 0, size_t(3 * column_pitch_of(shape)));
+    memset(columns_, 0, size_t(3 * column_pitch_of(shape)));
   }
 
   // y: a row of pixels, [OW, C]. rows [OW, C]: that of the maximum in its window, 0..2.
@@ -118,9 +117,7 @@ class MaximumRows {
     for (; reduced_ < top + taps.count; reduced_++) reduce_row(reduced_);
     const float* values[3];
     for (int k = 0; k < taps.count; k++) values[k] = values_ + (top + k) % 3 * pitch_of(shape_);
-    const auto combine = taps.count == 3   ? combine_rows<Positions, 3>
-                         : taps.count == 2 ? combine_rows<Positions, 2>
-                                           : combine_rows<Positions, 1>;
+    const auto combine = taps.count == 3 ? combine_rows<3> : taps.count == 2 ? combine_rows<2> : combine_rows<1>;
     combine(values, taps.first, shape_.out_row(), y, rows);
   }
 
@@ -141,9 +138,7 @@ class MaximumRows {
       const Taps taps = taps_inside(ox, shape_.width, stride);
       const float* first = x_ + row * shape_.row() + int64_t(ox * stride - 1 + taps.first) * channels;
       const int64_t out = int64_t(ox) * channels, n = int64_t(run) * channels;
-      const auto reduce = taps.count == 3   ? reduce_columns<Positions, 3>
-                          : taps.count == 2 ? reduce_columns<Positions, 2>
-                                            : reduce_columns<Positions, 1>;
+      const auto reduce = taps.count == 3 ? reduce_columns<3> : taps.count == 2 ? reduce_columns<2> : reduce_columns<1>;
       reduce(first, channels, taps.first, n, values + out, columns(row) + out);
     }
   }
@@ -155,83 +150,57 @@ class MaximumRows {
   int next_, reduced_;  // output row, and input row, that come next
 };
 
-// The pooled values of one output row, of both kinds at once: `maxima` and `averages`, each null if not wanted. x: the
-// first of the `Rows` input rows that the windows reach. Returns false, with undefined maxima, if x may hold a
-// not-a-number: the processor's maximum would lose it.
-template <int Rows, bool Max, bool Avg>
-bool pool_row(const PoolShape& shape, const float* x, float* maxima, float* averages) {
+// The pooled values of one output row for `lanes` channels from channel c on: for every output column ox,
+// finish(ox, maximum, sum, share) with the sum of the window's pixels and the reciprocal of their number. x: the first
+// of the `Rows` input rows that the windows reach. Without Max the maximum is not computed.
+template <int Rows, bool Max, class Finish>
+PN_INLINE void pool_row(const PoolShape& shape, const float* x, int64_t c, int lanes, Finish finish) {
   struct Column {
     vec maximum, sum;
   };
   const int channels = shape.channels, width = shape.width, stride = shape.stride, out_width = shape.out_width();
   const int64_t row = shape.row();
-  bool finite = true;
-  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
-    vec bad{};
-    const auto column = [&](int ix) PN_LAMBDA_INLINE {
-      const float* p = x + int64_t(ix) * channels + c;
-      __builtin_prefetch(p + (Rows - 1) * row + kPoolAhead);
-      Column total{load_partial(p, lanes), load_partial(p, lanes)};
-      for (int r = 1; r < Rows; r++) {
-        const vec v = load_partial(p + r * row, lanes);
-        if (Max) total.maximum = maximum(total.maximum, v);
-        total.sum += v;
-      }
-      if (Max) bad += total.sum * vec{};
-      return total;
-    };
-    const auto finish = [&](int ox, vec most, vec sum, float factor) PN_LAMBDA_INLINE {
-      const int64_t i = int64_t(ox) * channels + c;
-      if (Max) store_partial(maxima + i, most, lanes);
-      if (Avg) store_partial(averages + i, sum * splat(factor), lanes);
-    };
-    const float two = 1.0f / (2 * Rows), three = 1.0f / (3 * Rows);
-    Column before = column(0);
-    if (width == 1) {
-      finish(0, before.maximum, before.sum, 1.0f / Rows);
-    } else {
-      Column here = column(1);
-      finish(0, maximum(before.maximum, here.maximum), before.sum + here.sum, two);
-      const int inner = (width - 2) / stride;  // last output with three columns
-      for (int ox = 1; ox <= inner; ox++) {
-        if (stride == 2) before = here, here = column(2 * ox);
-        const Column after = column(ox * stride + 1);
-        finish(ox, maximum(maximum(before.maximum, here.maximum), after.maximum), before.sum + here.sum + after.sum,
-               three);
-        before = here, here = after;
-      }
-      if (inner + 1 < out_width) {
-        if (stride == 2) before = here, here = column(2 * (inner + 1));
-        finish(inner + 1, maximum(before.maximum, here.maximum), before.sum + here.sum, two);
-      }
+  const auto larger = [](vec a, vec b) PN_LAMBDA_INLINE { return Max ? maximum(a, b) : a; };
+  const auto column = [&](int ix) PN_LAMBDA_INLINE {
+    const float* p = x + int64_t(ix) * channels + c;
+    __builtin_prefetch(p + (Rows - 1) * row + kPoolAhead);
+    Column total{load_partial(p, lanes), load_partial(p, lanes)};
+    for (int r = 1; r < Rows; r++) {
+      const vec v = load_partial(p + r * row, lanes);
+      total.maximum = larger(v, total.maximum);
+      total.sum += v;
     }
-    if (Max)
-      for (int i = 0; i < kLanes; i++) finite &= bad[i] == 0;
-  });
-  return finite;
+    return total;
+  };
+  const vec two = splat(1.0f / (2 * Rows)), three = splat(1.0f / (3 * Rows));
+  Column before = column(0);
+  if (width == 1) return finish(0, before.maximum, before.sum, splat(1.0f / Rows));
+  Column here = column(1);
+  finish(0, larger(before.maximum, here.maximum), before.sum + here.sum, two);
+  const int inner = (width - 2) / stride;  // last output with three columns
+  for (int ox = 1; ox <= inner; ox++) {
+    if (stride == 2) before = here, here = column(2 * ox);
+    const Column after = column(ox * stride + 1);
+    finish(ox, larger(larger(before.maximum, here.maximum), after.maximum), before.sum + here.sum + after.sum, three);
+    before = here, here = after;
+  }
+  if (inner + 1 < out_width) {
+    if (stride == 2) before = here, here = column(2 * (inner + 1));
+    finish(inner + 1, larger(before.maximum, here.maximum), before.sum + here.sum, two);
+  }
 }
 
-template <bool Max, bool Avg>
-constexpr decltype(&pool_row<1, Max, Avg>) pool_row_functions[3] = {pool_row<1, Max, Avg>, pool_row<2, Max, Avg>,
-                                                                    pool_row<3, Max, Avg>};
-
-// The pooled values of `count` rows from row `first` on: maxima and averages [count, OW, C], each null if not wanted.
-// x: the image. memory: of MaximumRows<false>.
-inline void pool_rows(const PoolShape& shape, const float* x, int first, int count, void* memory, float* maxima,
-                      float* averages) {
-  const auto functions = maxima && averages ? pool_row_functions<true, true>
-                         : maxima           ? pool_row_functions<true, false>
-                                            : pool_row_functions<false, true>;
-  const auto row = [&](float* rows, int i) { return rows ? rows + i * shape.out_row() : nullptr; };
-  bool finite = true;
-  for (int i = 0; i < count; i++) {
-    const Taps taps = taps_inside(first + i, shape.height, shape.stride);
-    const float* top = x + ((first + i) * shape.stride - 1 + taps.first) * shape.row();
-    finite &= functions[taps.count - 1](shape, top, row(maxima, i), row(averages, i));
-  }
-  if (finite) return;
-  MaximumRows<false> rows(shape, x, first, memory);
-  for (int i = 0; i < count; i++) rows.next(maxima + i * shape.out_row(), nullptr);
+// Calls f(Constant<Rows>, x, first row that the windows of output row oy reach).
+template <class F>
+PN_INLINE void with_rows(const PoolShape& shape, int oy, F f) {
+  const Taps taps = taps_inside(oy, shape.height, shape.stride);
+  const int64_t top = (oy * shape.stride - 1 + taps.first) * shape.row();
+  if (taps.count == 3)
+    f(Constant<3>{}, top);
+  else if (taps.count == 2)
+    f(Constant<2>{}, top);
+  else
+    f(Constant<1>{}, top);
 }
 
 }  // namespace pn::PN_NAMESPACE

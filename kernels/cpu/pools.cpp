@@ -62,9 +62,24 @@ PoolShape shape_of(const pn_pool* a) { return {a->height, a->width, a->channels,
 // A row of the pooled image, in whole cache lines.
 int64_t pooled_floats(const PoolShape& shape) { return (shape.out_row() + 15) / 16 * 16; }
 
-int64_t forward_bytes(const PoolShape& shape) {
-  return 2 * 4 * pooled_floats(shape) + MaximumRows<false>::bytes(shape);
+// Row oy of the pooled image x, of both kinds at once: `maxima` and `averages`, each null if not wanted.
+void pooled_row(const PoolShape& shape, const float* x, int oy, float* maxima, float* averages) {
+  const auto pool = [&](auto max) PN_LAMBDA_INLINE {
+    with_rows(shape, oy, [&](auto rows, int64_t top) PN_LAMBDA_INLINE {
+      for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+        pool_row<rows.value, max.value>(shape, x + top, c, lanes,
+                                        [&](int ox, vec maximum, vec sum, vec share) PN_LAMBDA_INLINE {
+                                          const int64_t i = int64_t(ox) * shape.channels + c;
+                                          if (max.value) store_partial(maxima + i, maximum, lanes);
+                                          if (averages) store_partial(averages + i, sum * share, lanes);
+                                        });
+      });
+    });
+  };
+  maxima ? pool(Constant<true>{}) : pool(Constant<false>{});
 }
+
+int64_t forward_bytes(const PoolShape& shape) { return 2 * 4 * pooled_floats(shape); }
 
 // memory: forward_bytes.
 void forward_image(const pn_pool* a, int64_t image, char* memory) {
@@ -78,7 +93,7 @@ void forward_image(const pn_pool* a, int64_t image, char* memory) {
       y[pooling] = a->y[pooling]            ? a->y[pooling] + (image * out_height + oy) * shape.out_row()
                    : a->statistics[pooling] ? rows[pooling]
                                             : nullptr;
-    pool_rows(shape, x, oy, 1, memory + 2 * 4 * pooled_floats(shape), y[PN_POOL_MAX_3X3], y[PN_POOL_AVG_3X3]);
+    pooled_row(shape, x, oy, y[PN_POOL_MAX_3X3], y[PN_POOL_AVG_3X3]);
     for (const int pooling : kPools) {
       if (!a->statistics[pooling]) continue;
       float* mean = a->statistics[pooling] + image * 2 * channels;
@@ -266,7 +281,7 @@ class Windows {
 };
 
 int64_t backward_bytes(const PoolShape& shape) {
-  return 2 * 4 * pooled_floats(shape) + MaximumRows<true>::bytes(shape) + Windows<true>::bytes(shape) +
+  return 2 * 4 * pooled_floats(shape) + MaximumRows::bytes(shape) + Windows<true>::bytes(shape) +
          Windows<false>::bytes(shape);
 }
 
@@ -280,8 +295,8 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
   float* maximum_row = reinterpret_cast<float*>(memory);
   float* average_row = maximum_row + pooled_floats(shape);
   memory += 2 * 4 * pooled_floats(shape);
-  MaximumRows<true> maxima(shape, x, 0, memory);
-  memory += MaximumRows<true>::bytes(shape);
+  MaximumRows maxima(shape, x, 0, memory);
+  memory += MaximumRows::bytes(shape);
   Windows<true> max_windows(shape, memory);
   Windows<false> avg_windows(shape, memory + Windows<true>::bytes(shape));
   int ready = 0;  // rows of outputs whose gradients are known
@@ -295,7 +310,7 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
         row.dy[PN_POOL_MAX_3X3] = max_windows.dy(ready);
       }
       if (avg_taken) {
-        pool_rows(shape, x, ready, 1, nullptr, nullptr, average_row);
+        pooled_row(shape, x, ready, nullptr, average_row);
         row.y[PN_POOL_AVG_3X3] = average_row;
         row.dy[PN_POOL_AVG_3X3] = avg_windows.dy(ready);
         row.average_share = 1 / float(3 * taps_inside(ready, a->height, a->stride).count);

@@ -20,10 +20,6 @@ constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyR
 // How a number of vectors is divided for the pointwise products: the width of the next block.
 PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
 
-template <auto V>
-struct Constant {
-  static constexpr auto value = V;
-};
 // Calls f(Constant<width>, first vector) for every block.
 template <class F>
 PN_INLINE void for_blocks(int vectors, F f) {

@@ -83,16 +83,18 @@ PN_INLINE void store_partial(float* p, vec v, int n) {
 #endif
 }
 
-// The larger one; b if either is not-a-number.
+// The larger one; not-a-number if either is. x86's maximum gives its second operand then.
 PN_INLINE vec maximum(vec a, vec b) {
 #if PN_VECTOR_BYTES == 64
-  return vec(_mm512_maskz_max_ps(__mmask16(-1), __m512(a), __m512(b)));
+  const __mmask16 ordered = _mm512_cmp_ps_mask(__m512(a), __m512(a), _CMP_ORD_Q);
+  return vec(_mm512_mask_max_ps(__m512(a), ordered, __m512(a), __m512(b)));
 #elif PN_VECTOR_BYTES == 32
-  return vec(_mm256_max_ps(__m256(a), __m256(b)));
+  const __m256 unordered = _mm256_cmp_ps(__m256(a), __m256(a), _CMP_UNORD_Q);
+  return vec(_mm256_or_ps(_mm256_max_ps(__m256(a), __m256(b)), unordered));
 #elif defined(__SSE__)
-  return vec(_mm_max_ps(__m128(a), __m128(b)));
+  return vec(_mm_or_ps(_mm_max_ps(__m128(a), __m128(b)), _mm_cmpunord_ps(__m128(a), __m128(a))));
 #else
-  return a > b ? a : b;
+  return (b >= a) | (b != b) ? b : a;
 #endif
 }
 
@@ -108,6 +110,11 @@ PN_INLINE vec relu(vec v) {
   return v < 0.0f ? vec{} : v;
 #endif
 }
+
+template <auto V>
+struct Constant {
+  static constexpr auto value = V;
+};
 
 PN_INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 template <class T>

@@ -10,6 +10,8 @@ internal enum Kernel
     DepthwisePointwiseBackward,
     PoolForward,
     PoolBackward,
+    MixedSumForward,
+    MixedSumBackward,
 }
 
 /// <summary>

@@ -157,9 +157,9 @@ public sealed unsafe class CpuBackend : Backend
             Check(NativeKernels.BatchNormBackward(_context, a));
     }
 
-    public override void MixedSumForward(in MixedSumArgs a) => Check(NativeKernels.MixedSumForward(Ready(), a));
+    public override void MixedSumForward(in MixedSumArgs a) => Run(Kernel.MixedSumForward, a);
 
-    public override void MixedSumBackward(in MixedSumArgs a) => Check(NativeKernels.MixedSumBackward(Ready(), a));
+    public override void MixedSumBackward(in MixedSumArgs a) => Run(Kernel.MixedSumBackward, a);
 
     public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a) => Check(NativeKernels.GlobalAveragePoolForward(Ready(), a));
 

@@ -10,7 +10,7 @@ namespace PerturbNas.Backends.Cpu;
 internal static partial class NativeKernels
 {
     /// <summary>PN_ABI_VERSION of the header that the argument structs mirror.</summary>
-    internal const int AbiVersion = 3;
+    internal const int AbiVersion = 4;
 
     private const string Library = "perturbnas_kernels";
 

@@ -196,16 +196,16 @@ public sealed class MeteredBackend(Backend? inner = null) : Backend
 
     public override void MixedSumForward(in MixedSumArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.MixedSumForward(a);
-        Count("mixed_sum_forward", Cost.Of(a, backward: false), start);
+        Count("mixed_sum_forward", Cost.Of(a, backward: false), start, joinsGroup: true);
     }
 
     public override void MixedSumBackward(in MixedSumArgs a)
     {
-        var start = Start();
+        var start = Start(joinsGroup: true);
         inner?.MixedSumBackward(a);
-        Count("mixed_sum_backward", Cost.Of(a, backward: true), start);
+        Count("mixed_sum_backward", Cost.Of(a, backward: true), start, joinsGroup: true);
     }
 
     public override void GlobalAveragePoolForward(in GlobalAveragePoolArgs a)

@@ -114,9 +114,8 @@ public sealed class Tape(Backend backend, Arena arena, TapeOptions options)
 
     /// <summary>
     /// Records the operators of some edges and brings them into waves: all edges' first convolutions and pools, their batch norms, the second
-    /// convolutions, their batch norms. Backward runs the convolutions and pools of a wave as one group. Forward does not, because such calls
-    /// share no more than the input that they read, and gain nothing from it; but where `beside` records operators (a mixed sum of other edges),
-    /// these and the first wave are one group in both directions: the ones wait for memory, the others compute.
+    /// convolutions, their batch norms. Each wave is run as one group. What `beside` records (a mixed sum of other edges) is in one group with the
+    /// first wave, in both directions: the one waits for memory, the others compute.
     /// </summary>
     internal void RecordInWaves(Action record, Action? beside = null)
     {

@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using PerturbNas.Autograd;
 using PerturbNas.Backends;
@@ -89,7 +88,7 @@ public sealed class MixedSum : Operator
         return operation._out;
     }
 
-    private unsafe MixedSumArgs Arguments()
+    private MixedSumArgs Arguments()
     {
         for (var i = 0; i < _terms.Count; i++)
         {
@@ -107,7 +106,7 @@ public sealed class MixedSum : Operator
         }
         return new MixedSumArgs
         {
-            Terms = (nint)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_arguments)),
+            Terms = Marshal.UnsafeAddrOfPinnedArrayElement(_arguments, 0),
             Weights = _table?.Weights.Address ?? 0,
             TermCount = _terms.Count,
             Variants = _out.Shape.Variants,

@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using PerturbNas.Autograd;
 using PerturbNas.Backends;
@@ -70,7 +69,7 @@ public sealed class Pool : Operator
         _gradients = GC.AllocateArray<PoolGradientArgs>(_outputs.Count(output => output.PendingG is not null), pinned: true);
     }
 
-    public override unsafe void Backward(Backend backend)
+    public override void Backward(Backend backend)
     {
         // What one node takes in several ways is one entry.
         Array.Clear(_gradients);
@@ -88,7 +87,7 @@ public sealed class Pool : Operator
         }
         backend.PoolBackward(Arguments() with
         {
-            Gradients = (nint)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_gradients)),
+            Gradients = Marshal.UnsafeAddrOfPinnedArrayElement(_gradients, 0),
             GradientCount = count,
             Dx = _dx!.Address,
             Accumulate = _accumulate ? 1 : 0,

@@ -29,6 +29,7 @@ struct PreparedCall {
   CallNeeds needs;
   int64_t first_finish_task;
   bool shares_input;
+  int next;  // call that does not run beside others; the first such call after the last one
 };
 
 // The call that runs beside those that follow it.
@@ -81,20 +82,25 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
   local_bytes += input_bytes;
   const int threads = context->pool.threads();
   bool memory = context->shared.get(shared_bytes);
-  for (int thread = 0; thread < threads; thread++)
-    memory = memory && (local_bytes == 0 || context->local[thread].get(local_bytes));
+  for (int thread = 0; thread < threads; thread++) memory = memory && context->local[thread].get(local_bytes);
   if (!memory) return fail(PN_OUT_OF_MEMORY, "%s: no memory for its tiles", kKernels[calls[0].kernel]->name);
 
   PreparedCall* prepared = static_cast<PreparedCall*>(context->shared.get(shared_bytes));
   char* shared = reinterpret_cast<char*>(prepared) + aligned(count * int64_t(sizeof(PreparedCall)));
   for (int i = 0; i < count; i++) {
     PreparedCall& call = prepared[i];
-    call = {kKernels[calls[i].kernel], calls[i].args, shared, {}, finish_tasks, false};
+    call = {kKernels[calls[i].kernel], calls[i].args, shared, {}, finish_tasks, false, 0};
     call.kernel->check(call.kernel->name, call.args, &call.needs);
     for (int j = 0; j < i && call.needs.input.bytes; j++)
       if (prepared[j].needs.input == call.needs.input) call.shares_input = prepared[j].shares_input = true;
     shared += aligned(call.needs.shared_bytes);
     finish_tasks += call.needs.finish_tasks;
+  }
+  // From the last call on, twice: the second time the last call knows the first one.
+  for (int i = 2 * count - 1, next = 0; i >= 0; i--) {
+    PreparedCall& call = prepared[i % count];
+    call.next = next;
+    if (!call.kernel->reads_part) next = i % count;
   }
   parallel_for(context, count, [&](int64_t i, int) {
     const PreparedCall& call = prepared[i];
@@ -133,18 +139,14 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
           ready = call.needs.input;
         }
         // Next is this image in the next call, else the next image in the first call.
-        int next = i + 1;
-        int64_t next_image = run.image;
-        while (next < count && prepared[next].kernel->reads_part) next++;
-        if (next == count) {
-          for (next = 0; prepared[next].kernel->reads_part;) next++;
-          next_image = image + 1 < end    ? next_image + 1
-                       : task + 1 < tasks ? (task + 1) % variants * images + first_image((task + 1) / variants)
-                                          : -1;
-        }
-        const PreparedCall& next_call = prepared[next];
-        if (next_image >= 0 && next_image < int64_t(next_call.needs.variants) * images && next_call.kernel->reads_first)
-          next_call.kernel->reads_first(next_call.args, next_call.shared, next_image, run.next);
+        const PreparedCall& next = prepared[call.next];
+        const int64_t next_image = call.next > i     ? run.image
+                                   : image + 1 < end ? run.image + 1
+                                   : task + 1 < tasks
+                                       ? (task + 1) % variants * images + first_image((task + 1) / variants)
+                                       : -1;
+        if (next_image >= 0 && next_image < int64_t(next.needs.variants) * images && next.kernel->reads_first)
+          next.kernel->reads_first(next.args, next.shared, next_image, run.next);
         if (beside) run.beside = beside.reads();
         call.kernel->run(run);
         if (beside) beside.run_part();

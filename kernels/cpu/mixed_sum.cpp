@@ -54,7 +54,7 @@ struct Pass {
   int count;      // of those that are not pooled
   int pooled[3];  // term by pooling, or -1
   int terms[kTerms];
-  int pools() const { return (pooled[PN_POOL_MAX_3X3] >= 0 ? 1 : 0) + (pooled[PN_POOL_AVG_3X3] >= 0 ? 2 : 0); }
+  bool pools() const { return any_pooled() >= 0; }
   int any_pooled() const { return max(pooled[PN_POOL_MAX_3X3], pooled[PN_POOL_AVG_3X3]); }
 };
 
@@ -94,13 +94,12 @@ struct PixelRange {
 struct Rows {
   int pixels;
   int count;
-  int width;  // of a pooled image; 0: nothing is pooled
 
-  explicit Rows(const pn_mixed_sum* a) : width(0) {
+  explicit Rows(const pn_mixed_sum* a) {
+    int width = 1;  // of a pooled image
     for (int t = 0; t < a->term_count; t++)
       if (a->terms[t].pooling != PN_POOL_NONE) width = out_extent(a->terms[t].width, a->terms[t].stride);
-    const int unit = max(width, 1);
-    pixels = min(a->pixels, round_up(kRowPixels, unit));
+    pixels = min(a->pixels, round_up(kRowPixels, width));
     count = (a->pixels + pixels - 1) / pixels;
   }
   PixelRange part(const pn_mixed_sum* a, const CallImage& run) const {
@@ -125,17 +124,47 @@ int64_t period_of(int channels) {
   return period;
 }
 
-// Of one variant: out = initial + sum over a pass's terms of factor * value; with initial null: out += the sum.
-// factors: rows of one period for the maximum, the average, and the other terms.
-typedef void AddRow(const PoolShape& shape, const float* x, const float* const* y, const float* factors, int64_t period,
-                    const float* initial, float* out);
+// Calls f with a constant: the number of the pass's terms that are not pooled.
+template <int Count = 0, class F>
+void with_count(const Pass& pass, F f) {
+  if (pass.count == Count)
+    f(Constant<Count>{});
+  else if constexpr (Count < kTerms)
+    with_count<Count + 1>(pass, f);
+}
 
+// For every row of the pooled image among `pixels` pixels from pixel `first` on, calls f(rows, max, avg, count, x, p):
+// constants for the number of rows that the row's windows reach, x the first of these, for the pools that the pass has
+// and for the number of its other terms; p: the row's first pixel, counted from `first`.
+template <class F>
+void for_pooled_rows(const pn_mixed_sum* a, const Pass& pass, int64_t v, int64_t image, int64_t first, int64_t pixels,
+                     F f) {
+  const pn_term& term = a->terms[pass.any_pooled()];
+  const PoolShape shape = shape_of(term, a->channels);
+  const float* x = term.y + image_of(a, term, v, image) * shape.height * shape.row();
+  with_count(pass, [&](auto count) {
+    const auto all = [&](auto max, auto avg) {
+      for (int64_t p = 0; p < pixels; p += shape.out_width())
+        with_rows(shape, int((first + p) / shape.out_width()),
+                  [&](auto rows, int64_t top) { f(rows, max, avg, count, shape, x + top, p); });
+    };
+    if (pass.pooled[PN_POOL_AVG_3X3] < 0)
+      all(Constant<true>{}, Constant<false>{});
+    else if (pass.pooled[PN_POOL_MAX_3X3] < 0)
+      all(Constant<false>{}, Constant<true>{});
+    else
+      all(Constant<true>{}, Constant<true>{});
+  });
+}
+
+// Of one variant: out = initial + sum over a pass's terms of factor * value; with initial null: out += the sum.
+// factors: rows of one period for the maximum, the average, and the other terms; these begin `offset` floats after y.
 // For one row of the pooled image; x: the first of the `kRows` rows that its windows reach.
 template <int kRows, bool Max, bool Avg, int Count>
-void add_pooled_row(const PoolShape& shape, const float* x, const float* const* y, const float* factors, int64_t period,
-                    const float* initial, float* out) {
+void add_pooled_row(const PoolShape& shape, const float* x, const float* const* y, int64_t offset, const float* factors,
+                    int64_t period, const float* initial, float* out) {
   const float* from[Count + 1];
-  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for (int k = 0; k < Count; k++) from[k] = y[k] + offset;
   for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
     const vec max_factor = load_partial(factors + c, lanes), avg_factor = load_partial(factors + period + c, lanes);
     vec factor[Count + 1];
@@ -154,15 +183,6 @@ void add_pooled_row(const PoolShape& shape, const float* x, const float* const* 
     });
   });
 }
-
-template <bool Max, bool Avg, int Count>
-constexpr AddRow* by_rows[3] = {add_pooled_row<1, Max, Avg, Count>, add_pooled_row<2, Max, Avg, Count>,
-                                add_pooled_row<3, Max, Avg, Count>};
-template <bool Max, bool Avg>
-constexpr AddRow* const* by_count[kTerms + 1] = {by_rows<Max, Avg, 0>, by_rows<Max, Avg, 1>, by_rows<Max, Avg, 2>,
-                                                 by_rows<Max, Avg, 3>, by_rows<Max, Avg, 4>, by_rows<Max, Avg, 5>};
-constexpr AddRow* const* const* add_pooled_rows[4] = {nullptr, by_count<true, false>, by_count<false, true>,
-                                                      by_count<true, true>};
 
 // For n floats without pools. They are flat arrays in which the channel repeats with a period of whole vectors, so that
 // any channel count fills these.
@@ -187,9 +207,6 @@ void add_flat(const float* const* y, const float* factors, int64_t period, const
     if (i < n) add(i, int(n - i));
   }
 }
-constexpr decltype(&add_flat<0>) add_flats[kTerms + 1] = {add_flat<0>, add_flat<1>, add_flat<2>,
-                                                          add_flat<3>, add_flat<4>, add_flat<5>};
-
 // Of every variant: its passes, their factors, and the constants.
 struct Plan {
   int64_t period;
@@ -321,19 +338,16 @@ void forward_image(const CallImage& run) {
         y[k] = term.y + (image_of(a, term, v, image) * a->pixels + first) * channels;
       }
       if (!pass.pools()) {
-        add_flats[pass.count](y, factors, plan.period, initial, pixels * channels, out);
+        with_count(
+            pass, [&](auto count) { add_flat<count.value>(y, factors, plan.period, initial, pixels * channels, out); });
         continue;
       }
-      const pn_term& term = a->terms[pass.any_pooled()];
-      const PoolShape shape = shape_of(term, channels);
-      const float* x = term.y + image_of(a, term, v, image) * shape.height * shape.row();
-      for (int64_t p = 0; p < pixels; p += rows.width) {
-        with_rows(shape, int((first + p) / rows.width), [&](auto count, int64_t top) PN_LAMBDA_INLINE {
-          add_pooled_rows[pass.pools()][pass.count][count.value - 1](shape, x + top, y, factors, plan.period, initial,
-                                                                     out + p * channels);
-        });
-        for (int k = 0; k < pass.count; k++) y[k] += rows.width * channels;
-      }
+      for_pooled_rows(
+          a, pass, v, image, first, pixels,
+          [&](auto rows, auto max, auto avg, auto count, const PoolShape& shape, const float* x, int64_t p) {
+            add_pooled_row<rows.value, max.value, avg.value, count.value>(shape, x, y, p * channels, factors,
+                                                                          plan.period, initial, out + p * channels);
+          });
     }
   }
 }
@@ -345,15 +359,13 @@ int forward_reads_part(const CallImage& part, Ahead* reads) {
 }
 
 // sums of a pass's terms += those of g * (value - mean) over a row of pixels. mean, sums: for the maximum, the
-// average, and the other terms; a null mean is zero.
-typedef void SumRow(const PoolShape& shape, const float* x, const float* const* y, const float* const* mean,
-                    const float* g, float* const* sums);
-
+// average, and the other terms; a null mean is zero. What is read of y begins `offset` floats after it, as in g.
 template <int kRows, bool Max, bool Avg, int Count>
-void sum_pooled_row(const PoolShape& shape, const float* x, const float* const* y, const float* const* mean,
-                    const float* g, float* const* sums) {
+void sum_pooled_row(const PoolShape& shape, const float* x, const float* const* y, int64_t offset,
+                    const float* const* mean, const float* g, float* const* sums) {
   const float* from[Count + 1];
-  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for (int k = 0; k < Count; k++) from[k] = y[k] + offset;
+  g += offset;
   for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
     vec shift[2 + Count], total[2 + Count] = {};
     for (int k = 0; k < 2 + Count; k++) shift[k] = mean[k] ? load_partial(mean[k] + c, lanes) : vec{};
@@ -373,21 +385,12 @@ void sum_pooled_row(const PoolShape& shape, const float* x, const float* const* 
   });
 }
 
-template <bool Max, bool Avg, int Count>
-constexpr SumRow* sums_by_rows[3] = {sum_pooled_row<1, Max, Avg, Count>, sum_pooled_row<2, Max, Avg, Count>,
-                                     sum_pooled_row<3, Max, Avg, Count>};
-template <bool Max, bool Avg>
-constexpr SumRow* const* sums_by_count[kTerms + 1] = {sums_by_rows<Max, Avg, 0>, sums_by_rows<Max, Avg, 1>,
-                                                      sums_by_rows<Max, Avg, 2>, sums_by_rows<Max, Avg, 3>,
-                                                      sums_by_rows<Max, Avg, 4>, sums_by_rows<Max, Avg, 5>};
-constexpr SumRow* const* const* sum_pooled_rows[4] = {nullptr, sums_by_count<true, false>, sums_by_count<false, true>,
-                                                      sums_by_count<true, true>};
-
 template <int Count>
-void sum_flat(int64_t pixels, int channels, const float* const* y, const float* const* mean, const float* g,
-              float* const* sums) {
+void sum_flat(int64_t pixels, int channels, const float* const* y, int64_t offset, const float* const* mean,
+              const float* g, float* const* sums) {
   const float* from[Count + 1];
-  for (int k = 0; k < Count; k++) from[k] = y[k];
+  for (int k = 0; k < Count; k++) from[k] = y[k] + offset;
+  g += offset;
   for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
     vec shift[Count + 1], total[Count + 1] = {};
     for (int k = 0; k < Count; k++) shift[k] = mean[2 + k] ? load_partial(mean[2 + k] + c, lanes) : vec{};
@@ -403,9 +406,6 @@ void sum_flat(int64_t pixels, int channels, const float* const* y, const float* 
       store_partial(sums[2 + k] + c, load_partial(sums[2 + k] + c, lanes) + total[k], lanes);
   });
 }
-constexpr decltype(&sum_flat<0>) sum_flats[kTerms + 1] = {sum_flat<0>, sum_flat<1>, sum_flat<2>,
-                                                          sum_flat<3>, sum_flat<4>, sum_flat<5>};
-
 // sums += those of g over a row of pixels.
 void sum_gradient(const float* g, int64_t pixels, int channels, float* sums) {
   for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
@@ -479,21 +479,18 @@ void backward_image(const CallImage& run) {
         set(2 + k, pass.terms[k]);
         y[k] = a->terms[pass.terms[k]].y + offset;
       }
-      const auto next = [&](int64_t count) {
-        for (int k = 0; k < pass.count; k++) y[k] += count * channels;
-      };
       if (!pass.pools()) {
-        for (int64_t p = 0; p < pixels; p += rows.pixels, next(rows.pixels))
-          sum_flats[pass.count](min<int64_t>(rows.pixels, pixels - p), channels, y, mean, g + p * channels, sums);
+        with_count(pass, [&](auto count) {
+          for (int64_t p = 0; p < pixels; p += rows.pixels)
+            sum_flat<count.value>(min<int64_t>(rows.pixels, pixels - p), channels, y, p * channels, mean, g, sums);
+        });
         continue;
       }
-      const pn_term& term = a->terms[pass.any_pooled()];
-      const PoolShape shape = shape_of(term, channels);
-      const float* x = term.y + run.image * shape.height * shape.row();
-      for (int64_t p = 0; p < pixels; p += rows.width, next(rows.width))
-        with_rows(shape, int((first + p) / rows.width), [&](auto count, int64_t top) PN_LAMBDA_INLINE {
-          sum_pooled_rows[pass.pools()][pass.count][count.value - 1](shape, x + top, y, mean, g + p * channels, sums);
-        });
+      for_pooled_rows(
+          a, pass, 0, run.image, first, pixels,
+          [&](auto rows, auto max, auto avg, auto count, const PoolShape& shape, const float* x, int64_t p) {
+            sum_pooled_row<rows.value, max.value, avg.value, count.value>(shape, x, y, p * channels, mean, g, sums);
+          });
     }
   }
   if (run.part + 1 < run.parts) return;
@@ -512,6 +509,7 @@ void finish_weight_gradient(const void* args, const void* shared, int64_t first)
   const pn_mixed_sum* a = static_cast<const pn_mixed_sum*>(args);
   const BackwardCall& call = *static_cast<const BackwardCall*>(shared);
   const int channels = a->channels, index = a->terms[first].weight_index;
+  const int64_t row = sums_of(a);
   for (int t = 0; t < a->term_count; t++) {
     if (a->terms[t].weight_index != index) continue;
     if (t < first) return;
@@ -521,8 +519,8 @@ void finish_weight_gradient(const void* args, const void* shared, int64_t first)
     for (int c = 0; c < channels; c++) {
       double g = 0, product = 0;
       for (int64_t image = 0; image < a->images; image++) {
-        g += double(call.sums[image * sums_of(a) + c]);
-        product += double(call.sums[image * sums_of(a) + (1 + t) * channels + c]);
+        g += double(call.sums[image * row + c]);
+        product += double(call.sums[image * row + (1 + t) * channels + c]);
       }
       if (normalization) {
         const double scale = normalization[c], shift = normalization[channels + c];

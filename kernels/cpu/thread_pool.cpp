@@ -126,9 +126,9 @@ void ThreadPool::run(int64_t tasks, void (*function)(void*, int64_t, int), void*
 Scratch::~Scratch() { free(memory_); }
 
 void* Scratch::get(int64_t bytes) {
-  if (bytes > bytes_) {
+  if (bytes > bytes_ || !memory_) {
     free(memory_);
-    bytes_ = (bytes + 4095) / 4096 * 4096;
+    bytes_ = bytes / 4096 * 4096 + 4096;  // for no bytes, too, there is memory: null says that there is none left
     memory_ = aligned_alloc(4096, size_t(bytes_));
     if (!memory_) bytes_ = 0;
   }

@@ -28,7 +28,7 @@ public class GroupTests
     public void Forward_gives_the_bits_of_single_calls(Isa isa, int extent, int channels, int variants, int threads)
     {
         using var calls = new Calls(TestBackends.Cpu(isa, threads), extent, channels, variants);
-        calls.Compare(() => calls.Forward(strides: [1, 2]));
+        calls.Compare(calls.Forward);
     }
 
     [Theory]
@@ -84,7 +84,7 @@ public class GroupTests
 
         private int Size(int variants) => variants * Images * _extent * _extent * _channels;
 
-        private unsafe MixedSumArgs Sum => new()
+        private MixedSumArgs Sum => new()
         {
             Terms = (nint)Marshal.UnsafeAddrOfPinnedArrayElement(_terms, 0),
             Weights = _weights,
@@ -112,11 +112,11 @@ public class GroupTests
             Dilation = dilation,
         };
 
-        public void Forward(int[] strides)
+        public void Forward()
         {
             _backend.MixedSumForward(Sum with { Out = Output(Size(_variants)) });
             foreach (var x in _x)
-                foreach (var stride in strides)
+                foreach (var stride in new[] { 1, 2 })
                     foreach (var (kernel, dilation) in new[] { (3, 1), (5, 1), (3, 2), (5, 2), (7, 1) })
                         _backend.DepthwisePointwiseForward(Convolution(x, kernel, dilation, stride) with
                         {

@@ -56,12 +56,6 @@ internal static partial class NativeKernels
     [LibraryImport(Library, EntryPoint = "pn_batch_norm_backward")]
     internal static partial int BatchNormBackward(ContextHandle context, in BatchNormBackwardArgs a);
 
-    [LibraryImport(Library, EntryPoint = "pn_mixed_sum_forward")]
-    internal static partial int MixedSumForward(ContextHandle context, in MixedSumArgs a);
-
-    [LibraryImport(Library, EntryPoint = "pn_mixed_sum_backward")]
-    internal static partial int MixedSumBackward(ContextHandle context, in MixedSumArgs a);
-
     [LibraryImport(Library, EntryPoint = "pn_global_average_pool_forward")]
     internal static partial int GlobalAveragePoolForward(ContextHandle context, in GlobalAveragePoolArgs a);
 

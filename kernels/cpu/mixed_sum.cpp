@@ -133,9 +133,10 @@ void with_count(const Pass& pass, F f) {
     with_count<Count + 1>(pass, f);
 }
 
-// For every row of the pooled image among `pixels` pixels from pixel `first` on, calls f(rows, max, avg, count, shape, x,
-// p). The first four are constants: how many rows the row's windows reach, whether the pass has each pool, and the
-// number of its other terms. x: the first of the rows that are reached; p: the row's first pixel, counted from `first`.
+// For every row of the pooled image among `pixels` pixels from pixel `first` on, calls
+//   f(rows, max, avg, count, shape, x, p).
+// The first four are constants: how many rows the row's windows reach, whether the pass has each pool, and the number
+// of its other terms. x: the first of the rows that are reached; p: the row's first pixel, counted from `first`.
 template <class F>
 void for_pooled_rows(const pn_mixed_sum* a, const Pass& pass, int64_t v, int64_t image, int64_t first, int64_t pixels,
                      F f) {

@@ -23,6 +23,9 @@ constexpr int kSharedInputBytes = 256 << 10;  // at most: it stays in the second
 constexpr int kRowsAhead = 2;                 // between the row of dx being written and the one being prefetched
 
 constexpr int kRowPixels = 8;  // of a depthwise product's register tile
+// Short rows are given to the depthwise products several at a time, so that calls cost little.
+constexpr int kRunPixels = 64, kRunRows = 8;
+PN_INLINE int run_rows(int row_pixels) { return max(1, min(kRunPixels / row_pixels, kRunRows)); }
 
 // A dilated convolution with stride 2 reads only the pixels with even coordinates (its padding is even): it is an
 // ordinary one on that grid. After this, dilation is 2 only with stride 1.
@@ -60,11 +63,17 @@ struct Shape {
 // Rows of padded planes, row i of the image in slot i % rows: [vectors][rows][width][kLanes].
 struct Ring {
   float* memory;
-  int rows, width, left;  // left: padding columns before column 0
+  int rows, width;  // rows: a power of two, so that finding a slot takes no division
+  int left;         // padding columns before column 0
 
+  static int rows_for(int rows) {
+    int power = 1;
+    while (power < rows) power *= 2;
+    return power;
+  }
   int64_t plane() const { return int64_t(rows) * width * L; }
   int64_t floats(int vectors) const { return vectors * plane(); }
-  int64_t offset(int row) const { return int64_t(row % rows) * width * L; }
+  int64_t offset(int row) const { return int64_t(row & (rows - 1)) * width * L; }
   void clear_margins(int vectors, int columns) {
     for (int64_t row = 0; row < int64_t(vectors) * rows; row++) {
       float* p = memory + row * width * L;
@@ -74,15 +83,18 @@ struct Ring {
   }
 };
 
-// The kernel rows that lie inside the image: those outside contribute nothing.
+// The rows of taps, first to end - 1, under which there are rows of the image: the others contribute nothing.
 struct TapRows {
-  int64_t offsets[kMaxKernel];
-  int first, count;
+  int64_t offsets[kMaxKernel];  // of the image's row under each of them, in the ring
+  int first, end;
+  int weights_row;  // the row of weights of tap row 0
 
-  TapRows(const Ring& ring, int top, int taps, int dilation, int rows) {
+  // In place, because a copy would wait for all of these stores.
+  PN_INLINE void set(const Ring& ring, int top, int taps, int dilation, int rows, int first_weights_row = 0) {
+    weights_row = first_weights_row;
     first = top < 0 ? (dilation - 1 - top) / dilation : 0;
     int row = top + first * dilation;
-    for (count = 0; first + count < taps && row < rows; count++, row += dilation) offsets[count] = ring.offset(row);
+    for (end = first; end < taps && row < rows; end++, row += dilation) offsets[end] = ring.offset(row);
   }
 };
 
@@ -130,129 +142,159 @@ PN_INLINE void for_products(int i, Single single, Shared shared, First first, Se
   }
 }
 
-// out[p] = sum over rows r and taps k of in_r[p * S + k * D] * weights_r[k] for 0 <= p < count rounded up to
-// kRowPixels.
-typedef void DepthwiseRow(const float* in, const int64_t* offsets, int rows, const float* weights, float* out,
-                          int out_step, int count);
-
-template <int K, int S, int D>
-void depthwise_row(const float* in, const int64_t* offsets, int rows, const float* weights, float* out, int out_step,
-                   int count) {
+// The depthwise product, for every one of `rows` output rows with its rows of taps r:
+// sum[p] = sum over r and taps k of in_r[p * S + k * D] * weights_r[k],
+// given to finish(sums, row, p) for kRowPixels outputs from p on at a time, 0 <= p < count.
+template <int K, int S, int D, class Finish>
+PN_INLINE void for_depthwise_tiles(const float* in, const TapRows* taps, int rows, const float* weights, int count,
+                                   Finish finish) {
   constexpr int P = kRowPixels, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr bool kPaired = kManyRegisters && K >= 5 && S == 1;
-  for (int p0 = 0; p0 < count; p0 += P) {
-    vec sum[P] = {}, shared[P / 2] = {};
-    for (int r = 0; r < rows; r++) {
-      const float* row = in + offsets[r] + p0 * S * L;
-      vec w[K], w_shared[K], v[span];
+  for (int y = 0; y < rows; y++) {
+    const int64_t* offsets = taps[y].offsets + taps[y].first;
+    const int tap_rows = taps[y].end - taps[y].first;
+    const float* row_weights = weights + (taps[y].weights_row + taps[y].first) * K * L;
+    for (int p0 = 0; p0 < count; p0 += P) {
+      vec sum[P] = {}, shared[P / 2] = {};
+      for (int r = 0; r < tap_rows; r++) {
+        const float* row = in + offsets[r] + p0 * S * L;
+        vec w[K], w_shared[K], v[span];
 #pragma GCC unroll 8
-      for (int k = 0; k < K; k++) w[k] = load(weights + (r * K + k) * L);
+        for (int k = 0; k < K; k++) w[k] = load(row_weights + (r * K + k) * L);
 #pragma GCC unroll 8
-      for (int k = 0; k < K; k++)
-        if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
+        for (int k = 0; k < K; k++)
+          if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
 #pragma GCC unroll 32
-      for (int i = 0; i < span; i++) {
-        v[i] = load(row + i * L);
-        const vec difference = i >= D ? v[i - D] - v[i] : vec{};
-        for_products<kPaired, K, S, D, P>(
-            i, [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += v[i] * w[k]; },
-            [&](int p, int k) PN_LAMBDA_INLINE { shared[pair_of<D>(p)] += v[i] * w_shared[k]; },
-            [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += difference * w[k]; },
-            [&](int p, int k) PN_LAMBDA_INLINE { sum[p] -= difference * w[k]; });
+        for (int i = 0; i < span; i++) {
+          v[i] = load(row + i * L);
+          const vec difference = i >= D ? v[i - D] - v[i] : vec{};
+          for_products<kPaired, K, S, D, P>(
+              i, [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += v[i] * w[k]; },
+              [&](int p, int k) PN_LAMBDA_INLINE { shared[pair_of<D>(p)] += v[i] * w_shared[k]; },
+              [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += difference * w[k]; },
+              [&](int p, int k) PN_LAMBDA_INLINE { sum[p] -= difference * w[k]; });
+        }
       }
-    }
 #pragma GCC unroll 16
-    for (int p = 0; p < P; p++)
-      store(out + int64_t(p0 + p) * out_step * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
+      for (int p = 0; p < P; p++)
+        if (kPaired) sum[p] += shared[pair_of<D>(p)];
+      finish(sum, y, p0);
+    }
   }
 }
 
-// One row of taps of a depthwise product and of its weights' gradient, which read the same pixels:
-// out[p] (+)= sum over taps k of in[p * S + k * D] * weights[k], gradient[k] += sum over p of in[p * S + k * D] * dz[p]
-// for 0 <= p < count, a multiple of kRowPixels; dz is zero where there is no pixel.
-typedef void DepthwiseWithGradient(const float* in, const float* weights, bool add, float* out, const float* dz,
-                                   float* gradient, int count);
+// Writes the product: rows out_row floats apart, pixels out_step vectors; up to the next multiple of kRowPixels.
+typedef void DepthwiseRows(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
+                           int64_t out_row, int out_step, int count);
 
 template <int K, int S, int D>
-void depthwise_with_gradient(const float* in, const float* weights, bool add, float* out, const float* dz,
-                             float* gradient, int count) {
+void depthwise_rows(const float* in, const TapRows* taps, int rows, const float* weights, float* out, int64_t out_row,
+                    int out_step, int count) {
+  for_depthwise_tiles<K, S, D>(in, taps, rows, weights, count,
+                               [&](const vec(&sum)[kRowPixels], int row, int p0) PN_LAMBDA_INLINE {
+                                 float* to = out + row * out_row + int64_t(p0) * out_step * L;
+#pragma GCC unroll 16
+                                 for (int p = 0; p < kRowPixels; p++) store(to + int64_t(p) * out_step * L, sum[p]);
+                               });
+}
+
+// A depthwise product and its weights' gradient, which read the same pixels, for every one of `rows` output rows:
+// out[p] = sum over r and taps k of in_r[p * S + k * D] * weights_r[k],
+// gradient_r[k] += sum over p of in_r[p * S + k * D] * dz[p]
+// for 0 <= p < count, a multiple of kRowPixels; dz is zero where there is no pixel. Rows of out follow one another, the
+// rows of dz begin with row dz_row of its ring.
+typedef void DepthwiseWithGradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
+                                   const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count);
+
+template <int K, int S, int D>
+void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
+                             const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count) {
   // Dilated or with seven taps the pairs would take more registers than there are.
   constexpr bool kPaired = kManyRegisters && K == 5 && S == 1 && D == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
-  vec w[K], w_shared[K], total[K][sets] = {}, total_shared[K] = {};
+  for (int r = 0; r < K; r++, weights += K * L, gradient += K * L) {
+    vec w[K], w_shared[K], total[K][sets] = {}, total_shared[K] = {};
 #pragma GCC unroll 8
-  for (int k = 0; k < K; k++) {
-    w[k] = load(weights + k * L);
-    total[k][0] = load(gradient + k * L);
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < K; k++)
-    if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
-  for (int p0 = 0; p0 < count; p0 += P, in += P * S * L, out += P * L, dz += P * L) {
-    vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; p++) {
-      sum[p] = add ? load(out + p * L) : vec{};
-      d[p] = load(dz + p * L);
+    for (int k = 0; k < K; k++) {
+      w[k] = load(weights + k * L);
+      total[k][0] = load(gradient + k * L);
     }
+#pragma GCC unroll 8
+    for (int k = 0; k < K; k++)
+      if (is_pair<kPaired, K>(k)) w_shared[k] = w[k] + w[k + 1];
+    for (int i = 0; i < rows; i++) {
+      if (r < taps[i].first || r >= taps[i].end) continue;
+      const bool add = r > taps[i].first;
+      const float* row_in = in + taps[i].offsets[r];
+      const float* row_dz = dz + dz_ring.offset(dz_row + i);
+      float* row_out = out + int64_t(i) * count * L;
+      for (int p0 = 0; p0 < count; p0 += P, row_in += P * S * L, row_out += P * L, row_dz += P * L) {
+        vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; p++)
-      if (kPaired && is_first<D>(p)) d_shared[pair_of<D>(p)] = d[p] + d[p + D];
+        for (int p = 0; p < P; p++) {
+          sum[p] = add ? load(row_out + p * L) : vec{};
+          d[p] = load(row_dz + p * L);
+        }
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++)
+          if (kPaired && is_first<D>(p)) d_shared[pair_of<D>(p)] = d[p] + d[p + D];
 #pragma GCC unroll 32
-    for (int i = 0; i < span; i++) {
-      v[i] = load(in + i * L);
-      const vec difference = i >= D ? v[i - D] - v[i] : vec{};
-      for_products<kPaired, K, S, D, P>(
-          i,
-          [&](int p, int k) PN_LAMBDA_INLINE {
-            sum[p] += v[i] * w[k];
-            total[k][p % sets] += v[i] * d[p];
-          },
-          [&](int p, int k) PN_LAMBDA_INLINE {
-            shared[pair_of<D>(p)] += v[i] * w_shared[k];
-            total_shared[k] += v[i] * d_shared[pair_of<D>(p)];
-          },
-          [&](int p, int k) PN_LAMBDA_INLINE {
-            sum[p] += difference * w[k];
-            total[k][p % sets] += difference * d[p];
-          },
-          [&](int p, int k) PN_LAMBDA_INLINE {
-            sum[p] -= difference * w[k];
-            total[k][p % sets] -= difference * d[p];
-          });
-    }
+        for (int i = 0; i < span; i++) {
+          v[i] = load(row_in + i * L);
+          const vec difference = i >= D ? v[i - D] - v[i] : vec{};
+          for_products<kPaired, K, S, D, P>(
+              i,
+              [&](int p, int k) PN_LAMBDA_INLINE {
+                sum[p] += v[i] * w[k];
+                total[k][p % sets] += v[i] * d[p];
+              },
+              [&](int p, int k) PN_LAMBDA_INLINE {
+                shared[pair_of<D>(p)] += v[i] * w_shared[k];
+                total_shared[k] += v[i] * d_shared[pair_of<D>(p)];
+              },
+              [&](int p, int k) PN_LAMBDA_INLINE {
+                sum[p] += difference * w[k];
+                total[k][p % sets] += difference * d[p];
+              },
+              [&](int p, int k) PN_LAMBDA_INLINE {
+                sum[p] -= difference * w[k];
+                total[k][p % sets] -= difference * d[p];
+              });
+        }
 #pragma GCC unroll 16
-    for (int p = 0; p < P; p++) store(out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
-  }
+        for (int p = 0; p < P; p++) store(row_out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
+      }
+    }
 #pragma GCC unroll 8
-  for (int k = 0; k < K; k++) {
-    vec sum = total[k][0];
-    if (sets > 1) sum += total[k][sets - 1];
-    if (is_pair<kPaired, K>(k)) sum += total_shared[k];
-    if (k > 0 && is_pair<kPaired, K>(k - 1)) sum += total_shared[k - 1];
-    store(gradient + k * L, sum);
+    for (int k = 0; k < K; k++) {
+      vec sum = total[k][0];
+      if (sets > 1) sum += total[k][sets - 1];
+      if (is_pair<kPaired, K>(k)) sum += total_shared[k];
+      if (k > 0 && is_pair<kPaired, K>(k - 1)) sum += total_shared[k - 1];
+      store(gradient + k * L, sum);
+    }
   }
 }
 
-DepthwiseRow* select_row(int taps, int stride, int dilation) {
+DepthwiseRows* select_rows(int taps, int stride, int dilation) {
   if (stride == 2)
-    return taps == 3 ? depthwise_row<3, 2, 1> : taps == 5 ? depthwise_row<5, 2, 1> : depthwise_row<7, 2, 1>;
+    return taps == 3 ? depthwise_rows<3, 2, 1> : taps == 5 ? depthwise_rows<5, 2, 1> : depthwise_rows<7, 2, 1>;
   if (dilation == 2)
-    return taps == 3 ? depthwise_row<3, 1, 2> : taps == 5 ? depthwise_row<5, 1, 2> : depthwise_row<7, 1, 2>;
+    return taps == 3 ? depthwise_rows<3, 1, 2> : taps == 5 ? depthwise_rows<5, 1, 2> : depthwise_rows<7, 1, 2>;
   switch (taps) {
     case 1:
-      return depthwise_row<1, 1, 1>;
+      return depthwise_rows<1, 1, 1>;
     case 2:
-      return depthwise_row<2, 1, 1>;
+      return depthwise_rows<2, 1, 1>;
     case 3:
-      return depthwise_row<3, 1, 1>;
+      return depthwise_rows<3, 1, 1>;
     case 4:
-      return depthwise_row<4, 1, 1>;
+      return depthwise_rows<4, 1, 1>;
     case 5:
-      return depthwise_row<5, 1, 1>;
+      return depthwise_rows<5, 1, 1>;
     default:
-      return depthwise_row<7, 1, 1>;
+      return depthwise_rows<7, 1, 1>;
   }
 }
 
@@ -294,19 +336,23 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
   }
 }
 
-// Output row oy of the depthwise product, for all channels: a row in every plane of `out`.
-void depthwise(const Shape& s, const Ring& ring, DepthwiseRow* kernel, const float* weights, int oy, float* out,
-               int64_t plane) {
-  const TapRows taps(ring, oy * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
-  weights += taps.first * s.kernel * L;
-  for (int v = 0; v < s.in_vectors; v++)
-    kernel(ring.memory + v * ring.plane() + (ring.left - s.padding) * L, taps.offsets, taps.count,
-           weights + v * s.kernel * s.kernel * L, out + v * plane, 1, s.out_w);
+// Output rows oy to end - 1 of the depthwise product, for all channels: rows that follow one another in every plane of
+// `out`.
+void depthwise(const Shape& s, const Ring& ring, DepthwiseRows* kernel, const float* weights, int oy, int end,
+               float* out, int64_t plane) {
+  TapRows taps[kRunRows];
+  for (const int step = run_rows(s.out_w); oy < end; oy += step, out += int64_t(step) * s.out_w * L) {
+    const int rows = min(step, end - oy);
+    for (int i = 0; i < rows; i++) taps[i].set(ring, (oy + i) * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+    for (int v = 0; v < s.in_vectors; v++)
+      kernel(ring.memory + v * ring.plane() + (ring.left - s.padding) * L, taps, rows,
+             weights + v * s.kernel * s.kernel * L, out + v * plane, int64_t(s.out_w) * L, 1, s.out_w);
+  }
 }
 
 Ring input_ring(const Shape& s, int tile_rows) {
   Ring ring{};
-  ring.rows = min(s.grid_h, (tile_rows - 1) * s.stride + s.dilation * (s.kernel - 1) + 1);
+  ring.rows = Ring::rows_for(min(s.grid_h, (tile_rows - 1) * s.stride + s.dilation * (s.kernel - 1) + 1));
   ring.left = s.padding;
   ring.width =
       max((round_up(s.out_w, kRowPixels) - 1) * s.stride + s.dilation * (s.kernel - 1) + 1, s.padding + s.grid_w);
@@ -316,7 +362,8 @@ Ring input_ring(const Shape& s, int tile_rows) {
 // All rows, with room for the padding of any kernel, so that calls of different kernels can share them.
 Ring whole_input(const Shape& s) {
   constexpr int padding = 2 * (kMaxKernel / 2);
-  return {nullptr, s.grid_h, padding + max(round_up(s.out_w, kRowPixels) * s.stride, s.grid_w) + padding, padding};
+  return {nullptr, Ring::rows_for(s.grid_h),
+          padding + max(round_up(s.out_w, kRowPixels) * s.stride, s.grid_w) + padding, padding};
 }
 SharedInput shared_input(const Shape& s, const pn_depthwise_pointwise& a) {
   const int64_t bytes = 4 * whole_input(s).floats(s.in_vectors);
@@ -359,7 +406,7 @@ int32_t check(const char* name, const pn_depthwise_pointwise* a) {
 // A forward call: how it is tiled, and its packed weights.
 struct ForwardCall {
   Shape s;
-  DepthwiseRow* kernel;
+  DepthwiseRows* kernel;
   int tile_rows;
   bool streamed;  // y goes past the cache
   Ring ring;
@@ -370,7 +417,7 @@ struct ForwardCall {
   float *depthwise, *pointwise;
 
   explicit ForwardCall(const pn_depthwise_pointwise& a) : s(a) {
-    kernel = select_row(s.kernel, s.stride, s.dilation);
+    kernel = select_rows(s.kernel, s.stride, s.dilation);
     tile_rows = s.tile_rows(s.out_w, s.in_vectors, kForwardTileBytes);
     ring = input_ring(s, tile_rows);
     plane = (int64_t(tile_rows) * s.out_w + 16) * L;
@@ -434,8 +481,7 @@ void forward_image(const CallImage& run) {
   for (int oy = 0; oy < s.out_h; oy += tile_rows) {
     const int end = min(oy + tile_rows, s.out_h), pixels = (end - oy) * s.out_w;
     for (const int needed = input_end(s, end); filled < needed; filled++) fill_row(s, x, normalization, filled, ring);
-    for (int row = oy; row < end; row++)
-      depthwise(s, ring, call.kernel, call.depthwise, row, tile + int64_t(row - oy) * s.out_w * L, plane);
+    depthwise(s, ring, call.kernel, call.depthwise, oy, end, tile, plane);
     float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
     if (!run.input_is_ready)
       ahead = end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0];
@@ -490,55 +536,123 @@ void pack_flipped(const Shape& s, const float* weights, float* packed) {
           }
 }
 
-// One row of dx for one vector of channels: the contribution where n > 0, and the row's sums of dx and dx * xhat.
-// normalization: [scale, shift, inverse deviation, mean][kLanes].
 // How dx is written.
 enum class Output { kAssigned, kAdded, kStreamed };
 
+// Where pixels of dx go, for one vector of channels.
+struct DxPixels {
+  const float* x;
+  float* dx;
+  int64_t step, row;           // floats from one pixel, and from one row, to the next
+  int64_t ahead;               // floats from the pixel being written to the one being prefetched
+  const float* normalization;  // [scale, shift, inverse deviation, mean][kLanes]
+  float* sums;                 // of dx, of dx * xhat
+
+  template <bool kSums>
+  PN_INLINE void add_sums(vec sum, vec product) const {
+    if (!kSums) return;
+    store(sums, load(sums) + sum);
+    store(sums + L, load(sums + L) + load(normalization + 2 * L) * product);
+  }
+};
+
+// The same pointer, of which the compiler knows nothing: else it keeps one for every pixel of a tile.
+template <class T>
+PN_INLINE T* opaque(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
+// One pixel of dx: the contribution where n > 0; adds to the sums of dx and of dx * (x - mean).
+template <bool kNormalized, Output kOutput, bool kSums, bool kFull>
+PN_INLINE void finish_pixel(const float* x, float* dx, int64_t ahead, int lanes, const float* normalization,
+                            vec contribution, vec* sum, vec* product) {
+  const vec value = load_lanes<kFull>(x, lanes);
+  const vec n = kNormalized ? load(normalization) * value + load(normalization + L) : value;
+  vec d = n > 0.0f ? contribution : vec{};
+  __builtin_prefetch(x + ahead);
+  if (kOutput == Output::kStreamed) {
+    stream(dx, d);
+  } else {
+    __builtin_prefetch(dx + ahead, 1);
+    if (kOutput == Output::kAdded) d += load_lanes<kFull>(dx, lanes);
+    store_lanes<kFull>(dx, d, lanes);
+  }
+  if (kSums) {
+    *sum += d;
+    *product += d * (value - load(normalization + 3 * L));
+  }
+}
+
+typedef void FinishPixels(const float* contribution, int pixels, int lanes, const DxPixels& to);
+
 template <bool kNormalized, Output kOutput, bool kSums>
-void finish_row(const float* contribution, const float* x, float* dx, int pixels, int stride, int lanes,
-                const float* normalization, float* sums) {
-  const vec scale = load(normalization), shift = load(normalization + L), mean = load(normalization + 3 * L);
-  const int64_t ahead = int64_t(kRowsAhead) * pixels * stride;
+void finish_pixels(const float* contribution, int pixels, int lanes, const DxPixels& to) {
   constexpr int U = 4;  // independent sums, to cover the latency of additions
-  vec s0[U] = {}, s1[U] = {};
+  vec sum[U] = {}, product[U] = {};
+  const float *x = to.x, *normalization = to.normalization;
+  float* dx = to.dx;
+  const int64_t step = to.step, ahead = to.ahead;
   with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
-    const auto pixel = [&](vec& sum, vec& product) PN_LAMBDA_INLINE {
-      const vec value = load_lanes<full.value>(x, lanes);
-      const vec n = kNormalized ? scale * value + shift : value;
-      vec d = n > 0.0f ? load(contribution) : vec{};
-      __builtin_prefetch(x + ahead);
-      if (kOutput == Output::kStreamed) {
-        stream(dx, d);
-      } else {
-        __builtin_prefetch(dx + ahead, 1);
-        if (kOutput == Output::kAdded) d += load_lanes<full.value>(dx, lanes);
-        store_lanes<full.value>(dx, d, lanes);
-      }
-      if (kSums) {
-        sum += d;
-        product += d * (value - mean);
-      }
-      contribution += L, x += stride, dx += stride;
+    const auto pixel = [&](int u) PN_LAMBDA_INLINE {
+      finish_pixel<kNormalized, kOutput, kSums, full.value>(x, dx, ahead, lanes, normalization, load(contribution),
+                                                            &sum[u], &product[u]);
+      contribution += L, x += step, dx += step;
     };
     int i = 0;
     for (; i + U <= pixels; i += U)
 #pragma GCC unroll 4
-      for (int u = 0; u < U; u++) pixel(s0[u], s1[u]);
-    for (; i < pixels; i++) pixel(s0[0], s1[0]);
+      for (int u = 0; u < U; u++) pixel(u);
+    for (; i < pixels; i++) pixel(0);
   });
-  if (kSums) {
-    store(sums, load(sums) + ((s0[0] + s0[1]) + (s0[2] + s0[3])));
-    store(sums + L, load(sums + L) + load(normalization + 2 * L) * ((s1[0] + s1[1]) + (s1[2] + s1[3])));
-  }
+  to.add_sums<kSums>((sum[0] + sum[1]) + (sum[2] + sum[3]), (product[0] + product[1]) + (product[2] + product[3]));
 }
-typedef void FinishRow(const float*, const float*, float*, int, int, int, const float*, float*);
 
 template <bool kNormalized, bool kSums>
-FinishRow* select_finish(Output output) {
-  return output == Output::kStreamed ? finish_row<kNormalized, Output::kStreamed, kSums>
-         : output == Output::kAdded  ? finish_row<kNormalized, Output::kAdded, kSums>
-                                     : finish_row<kNormalized, Output::kAssigned, kSums>;
+FinishPixels* select_finish(Output output) {
+  return output == Output::kStreamed ? finish_pixels<kNormalized, Output::kStreamed, kSums>
+         : output == Output::kAdded  ? finish_pixels<kNormalized, Output::kAdded, kSums>
+                                     : finish_pixels<kNormalized, Output::kAssigned, kSums>;
+}
+
+// Rows of dx at once, where stride is 1: the contributions, each kRowPixels of them finished while they are in
+// registers and the next are computed. Count is a multiple of kRowPixels, and the vector of channels is full.
+typedef void DxRows(const float* in, const TapRows* taps, int rows, const float* weights, int count,
+                    const DxPixels& to);
+
+template <int K, int D, bool kNormalized, Output kOutput>
+void dx_rows(const float* in, const TapRows* taps, int rows, const float* weights, int count, const DxPixels& to) {
+  const float *x_row = to.x, *normalization = to.normalization;
+  float* dx_row = to.dx;
+  const int64_t step = to.step, row_size = to.row, ahead = to.ahead;
+  for_depthwise_tiles<K, 1, D>(
+      in, taps, rows, weights, count, [&](const vec(&contribution)[kRowPixels], int row, int p0) PN_LAMBDA_INLINE {
+        const float* x = opaque(x_row + row * row_size + p0 * step);
+        float* dx = opaque(dx_row + row * row_size + p0 * step);
+        vec sum = vec{}, product = vec{};
+#pragma GCC unroll 16
+        for (int p = 0; p < kRowPixels; p++)
+          finish_pixel<kNormalized, kOutput, kNormalized, true>(x + p * step, dx + p * step, ahead, L, normalization,
+                                                                contribution[p], &sum, &product);
+        to.add_sums<kNormalized>(sum, product);
+      });
+}
+
+// Null: there is none for this combination.
+template <int K, int D>
+DxRows* select_dx_rows(bool normalized, bool sums, Output output) {
+  if (normalized != sums) return nullptr;
+  if (output == Output::kStreamed) return normalized ? dx_rows<K, D, true, Output::kStreamed> : nullptr;
+  if (output == Output::kAdded) return normalized ? nullptr : dx_rows<K, D, false, Output::kAdded>;
+  return normalized ? dx_rows<K, D, true, Output::kAssigned> : dx_rows<K, D, false, Output::kAssigned>;
+}
+DxRows* select_dx_rows(const Shape& s, bool normalized, bool sums, Output output) {
+  if (s.stride != 1 || s.step != 1 || s.width % kRowPixels != 0 || s.kernel > 5) return nullptr;
+  if (s.dilation == 1)
+    return s.kernel == 3 ? select_dx_rows<3, 1>(normalized, sums, output)
+                         : select_dx_rows<5, 1>(normalized, sums, output);
+  return s.kernel == 3 ? select_dx_rows<3, 2>(normalized, sums, output)
+                       : select_dx_rows<5, 2>(normalized, sums, output);
 }
 
 // A tile of dy: rows of `row_pixels` pixels, those beyond the image's width zero.
@@ -566,15 +680,17 @@ struct BackwardCall {
   Shape s;
   bool want_dx, want_weights;
   int tile_rows, row_pixels;
+  int dx_rows;    // computed at a time
   int64_t plane;  // of dy and z
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseWithGradient* forward;
-  DepthwiseRow* backward[2];
+  DepthwiseRows* backward[2];
   bool streamed;  // dx goes past the cache
-  FinishRow* finish;
+  FinishPixels* finish;
+  DxRows* dx_rows_at_once;  // null: the contributions first, then finish
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
-  int64_t unwanted_size;  // a row of dx that nobody asked for (only its sums)
+  int64_t unwanted_size;  // rows of dx that nobody asked for (only their sums)
   int64_t local_size;
   int64_t taps_size, matrix_size;  // gradients of one group
   int64_t kernel_size, transposed_size;
@@ -596,12 +712,13 @@ struct BackwardCall {
     finish = a.gradient_sums     ? select_finish<true, true>(output)
              : a.x_normalization ? select_finish<true, false>(output)
                                  : select_finish<false, false>(output);
+    dx_rows_at_once = a.dx ? select_dx_rows(s, a.x_normalization, a.gradient_sums, output) : nullptr;
     x_ring = input_ring(s, tile_rows);
-    dz_ring.rows = min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation);
+    dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
     for (int q = 0; q < s.stride; q++) {
       const Phase& c = columns[q];
-      backward[q] = select_row(c.taps, 1, s.dilation);
+      backward[q] = select_rows(c.taps, 1, s.dilation);
       dz_ring.left = max(dz_ring.left, (c.taps - 1) * s.dilation - c.t);
     }
     dz_ring.width = dz_ring.left + row_pixels;
@@ -611,14 +728,20 @@ struct BackwardCall {
     z_size = want_weights ? plane * s.in_vectors : 0;
     x_size = want_weights ? x_ring.floats(s.in_vectors) : 0;
     dz_size = dz_ring.floats(s.in_vectors);
-    contribution_size = want_dx ? int64_t(s.width + 2 * kRowPixels * s.step) * L : 0;
+    // What the register tiles compute beyond a row's last pixel must not fall on the next row.
+    dx_rows = s.width % (kRowPixels * s.stride * s.step) == 0 ? run_rows(s.width) : 1;
+    contribution_size = want_dx ? int64_t(dx_rows * s.width + 2 * kRowPixels * s.step) * L : 0;
     sums_size = want_dx ? int64_t(s.in_vectors) * (2 + 4) * L : 0;
-    unwanted_size = want_dx && !a.dx ? int64_t(s.width) * s.in_channels : 0;
+    unwanted_size = want_dx && !a.dx ? int64_t(dx_rows) * s.width * s.in_channels : 0;
     local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size + unwanted_size;
     taps_size = want_weights ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
     matrix_size = want_weights ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
     kernel_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
     transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
+  }
+  // Where the taps of dx's first column of phase q begin in a row of dz.
+  int64_t dx_column(const Ring& dz, int q) const {
+    return (dz.left + columns[q].t - (columns[q].taps - 1) * s.dilation) * L;
   }
   int gradient_rows() const { return want_weights ? s.kernel * s.kernel + s.in_channels : 0; }
   int64_t gradient_size() const { return taps_size + matrix_size; }
@@ -628,28 +751,39 @@ struct BackwardCall {
 int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t image, int row, int end, const Ring& dz,
             float* contribution, float* sums, const float* normalization) {
   const Shape& s = call.s;
-  for (; row < s.height; row++) {
-    const bool on_grid = row % s.step == 0;
-    const int u = row / s.step + s.padding, t = u / s.stride, r = u % s.stride;
-    if (t >= end && end < s.out_h) break;
-    const int row_taps = (s.kernel - r + s.stride - 1) / s.stride;
-    const TapRows taps(dz, t - (row_taps - 1) * s.dilation, row_taps, s.dilation, s.out_h);
+  const int64_t row_size = int64_t(s.width) * s.in_channels;
+  float* unwanted = sums + call.sums_size;
+  TapRows taps[kRunRows];
+  for (int rows; row < s.height; row += rows) {
+    for (rows = 0; rows < call.dx_rows && row + rows < s.height; rows++) {
+      const int u = (row + rows) / s.step + s.padding, t = u / s.stride, r = u % s.stride;
+      if (t >= end && end < s.out_h) break;
+      const bool on_grid = (row + rows) % s.step == 0;
+      const int row_taps = on_grid ? (s.kernel - r + s.stride - 1) / s.stride : 0;
+      taps[rows].set(dz, t - (row_taps - 1) * s.dilation, row_taps, s.dilation, s.out_h,
+                     r == 0 ? 0 : (s.kernel + 1) / 2);
+    }
+    if (rows == 0) break;
     for (int v = 0; v < s.in_vectors; v++) {
+      const int lanes = min(L, s.in_channels - v * L);
+      const int64_t offset = image * s.in_size() + row * row_size + v * L;
+      const DxPixels to{a.x + offset,          a.dx ? a.dx + offset : unwanted + v * L,
+                        s.in_channels,         row_size,
+                        kRowsAhead * row_size, normalization + v * 4 * L,
+                        sums + v * 2 * L};
+      const float* plane = dz.memory + v * dz.plane();
       const float* w = call.flipped + int64_t(v) * s.kernel * s.kernel * L;
-      for (int q = 0; q < s.stride && on_grid; q++) {
+      if (call.dx_rows_at_once && lanes == L) {
+        call.dx_rows_at_once(plane + call.dx_column(dz, 0), taps, rows, w, s.width, to);
+        continue;
+      }
+      for (int q = 0; q < s.stride; q++) {
         const Phase& c = call.columns[q];
-        const int first_tap = r == 0 ? 0 : (s.kernel + 1) / 2;
-        call.backward[q](dz.memory + v * dz.plane() + (dz.left + c.t - (c.taps - 1) * s.dilation) * L, taps.offsets,
-                         taps.count, w + (first_tap + taps.first) * c.taps * L, contribution + c.first * s.step * L,
-                         s.stride * s.step, c.count);
+        call.backward[q](plane + call.dx_column(dz, q), taps, rows, w, contribution + c.first * s.step * L,
+                         int64_t(s.width) * L, s.stride * s.step, c.count);
         w += s.kernel * c.taps * L;
       }
-      if (!on_grid)
-        for (int i = 0; i < s.width; i++) store(contribution + i * L, vec{});
-      float* unwanted = sums + call.sums_size;
-      const int64_t offset = image * s.in_size() + int64_t(row) * s.width * s.in_channels + v * L;
-      call.finish(contribution, a.x + offset, a.dx ? a.dx + offset : unwanted + v * L, s.width, s.in_channels,
-                  min(L, s.in_channels - v * L), normalization + v * 4 * L, sums + v * 2 * L);
+      call.finish(contribution, rows * s.width, lanes, to);
     }
   }
   return row;
@@ -663,8 +797,11 @@ void tile_reads(const BackwardCall& call, const pn_depthwise_pointwise& a, int64
   const int64_t size = int64_t(end - oy) * s.out_w * s.out_channels;
   ahead[0] = {a.g + offset, a.g + offset + size};
   ahead[1] = a.coefficients ? Ahead{a.y + offset, a.y + offset + size} : Ahead{};
-  ahead[2] =
-      call.want_weights ? input_ahead(s, a.x + image * s.in_size(), oy == 0 ? 0 : input_end(s, oy), end) : Ahead{};
+  const float* x = a.x + image * s.in_size();
+  const int64_t rows_size = int64_t(s.stride) * s.step * s.width * s.in_channels;
+  ahead[2] = call.want_weights ? input_ahead(s, x, oy == 0 ? 0 : input_end(s, oy), end)
+             : a.accumulate    ? Ahead{}
+                               : Ahead{x + oy * rows_size, x + min(end * rows_size, s.in_size())};
 }
 
 void backward_reads_first(const void* args, const void* shared, int64_t image, Ahead* next) {
@@ -729,15 +866,16 @@ void backward_image(const CallImage& run) {
     if (call.want_weights) {
       for (const int needed = input_end(s, end); filled < needed; filled++)
         fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
-      for (int row = oy; row < end; row++) {
-        const TapRows taps(x, row * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+      TapRows taps[kRunRows];
+      for (int row = oy, n; row < end; row += n) {
+        n = min(run_rows(call.row_pixels), end - row);
+        for (int i = 0; i < n; i++) taps[i].set(x, (row + i) * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
         for (int v = 0; v < s.in_vectors; v++)
-          for (int i = 0; i < taps.count; i++) {
-            const int64_t tap = (v * kernel_taps + (taps.first + i) * s.kernel) * L;
-            call.forward(x.memory + v * x.plane() + (x.left - s.padding) * L + taps.offsets[i], call.depthwise + tap,
-                         i > 0, z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
-                         dz.memory + v * dz.plane() + dz.offset(row) + dz.left * L, d_depthwise + tap, call.row_pixels);
-          }
+          call.forward(x.memory + v * x.plane() + (x.left - s.padding) * L, taps, n,
+                       call.depthwise + int64_t(v) * kernel_taps * L,
+                       z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
+                       dz.memory + v * dz.plane() + dz.left * L, dz, row, d_depthwise + int64_t(v) * kernel_taps * L,
+                       call.row_pixels);
       }
       for (int v = 0; v < s.in_vectors; v++)
         product_gradient<false, false>(z + v * call.plane, L, min(L, s.in_channels - v * L), 0, dy, call.plane,

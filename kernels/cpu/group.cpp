@@ -1,8 +1,9 @@
 // Groups of calls that pass over the images together, and the single calls of the same kernels as groups of one.
 //
 // A task is one variant of a fixed group of images: single images, or the groups whose gradients are summed together if
-// a call has such sums. All calls of the group treat a task's images before the next task begins, so that what calls
-// share stays in this core's cache: also the input of convolutions, which the first of them pads and rectifies. A
+// a call has such sums. All calls of the group treat a few of a task's images, one call after the other, before they go
+// on, so that what calls share stays in this core's cache: also the input of convolutions, which the first of them pads
+// and rectifies. That they treat a few and not just one keeps a call's weights and their gradients there meanwhile. A
 // kernel that waits for memory most of the time runs beside the others, bit by bit, on what these have prefetched
 // meanwhile.
 #include "cpu/group.h"
@@ -22,6 +23,8 @@ const GroupKernel* const kKernels[] = {
     &mixed_sum_backward_kernel,
 };
 
+constexpr int64_t kInputsBytes = 256 << 10;  // of a few images' shared inputs: they stay in the second-level cache
+
 struct PreparedCall {
   const GroupKernel* kernel;
   const void* args;
@@ -37,16 +40,18 @@ class Beside {
  public:
   explicit operator bool() const { return kernel_; }
 
-  void begin(const GroupKernel* kernel, const CallImage& image, int parts) {
+  void begin(const GroupKernel* kernel, const CallImage& first, int64_t images, int parts) {
     run_rest();
-    kernel_ = kernel, image_ = image;
+    kernel_ = kernel, image_ = first, end_ = first.image + images;
     image_.parts = parts;
   }
   // What the next part reads.
   AheadList reads() { return {reads_, reads_ + kernel_->reads_part(image_, reads_)}; }
   void run_part() {
     kernel_->run(image_);
-    if (++image_.part == image_.parts) kernel_ = nullptr;
+    if (++image_.part < image_.parts) return;
+    image_.part = 0;
+    if (++image_.image == end_) kernel_ = nullptr;
   }
   void run_rest() {
     while (kernel_) run_part();
@@ -55,6 +60,7 @@ class Beside {
  private:
   const GroupKernel* kernel_ = nullptr;
   CallImage image_;
+  int64_t end_;
   Ahead reads_[kPartReads];
 };
 
@@ -79,7 +85,10 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
     local_bytes = max(local_bytes, needs.local_bytes);
     input_bytes = max(input_bytes, aligned(needs.input.bytes));
   }
-  local_bytes += input_bytes;
+  const int64_t groups = partial_sums ? min(images, kPartialSums) : images;
+  const int64_t most_images = (images + groups - 1) / groups;
+  const int64_t at_once = input_bytes ? max(int64_t(1), min(kInputsBytes / input_bytes, most_images)) : most_images;
+  local_bytes += at_once * input_bytes;
   const int threads = context->pool.threads();
   bool memory = context->shared.get(shared_bytes);
   for (int thread = 0; thread < threads; thread++) memory = memory && context->local[thread].get(local_bytes);
@@ -107,14 +116,13 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
     if (call.needs.shared_bytes) call.kernel->prepare(call.args, call.shared);
   });
 
-  const int64_t groups = partial_sums ? min(images, kPartialSums) : images;
   const auto first_image = [&](int64_t group) { return group * images / groups; };
   const int64_t tasks = variants * groups;
   parallel_for(context, tasks, [&](int64_t task, int thread) {
     const int64_t group = task / variants, variant = task % variants;
     const int64_t begin = first_image(group), end = first_image(group + 1);
     float* input = static_cast<float*>(context->local[thread].get(local_bytes));
-    void* local = reinterpret_cast<char*>(input) + input_bytes;
+    void* local = reinterpret_cast<char*>(input) + at_once * input_bytes;
     // Calls that take part, from number `i` on to the next one that runs beside others.
     const auto takes_part = [&](int i) { return variant < prepared[i].needs.variants; };
     const auto followers = [&](int i) {
@@ -122,34 +130,43 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
       for (; i < count && !prepared[i].kernel->reads_part; i++) n += takes_part(i);
       return n;
     };
-    for (int64_t image = begin; image < end; image++) {
+    for (int64_t first = begin; first < end; first += at_once) {
+      const int64_t n = min(at_once, end - first);
       Beside beside;
       SharedInput ready;
       for (int i = 0; i < count; i++) {
         if (!takes_part(i)) continue;
         const PreparedCall& call = prepared[i];
-        CallImage run{call.args, call.shared, local, variant * images + image, group, image == begin};
+        CallImage run{call.args, call.shared, local, variant * images + first, group, first == begin};
         if (call.kernel->reads_part) {
-          beside.begin(call.kernel, run, max(1, followers(i + 1)));
+          beside.begin(call.kernel, run, n, max(1, followers(i + 1)));
           continue;
         }
-        if (call.shares_input) {
-          run.input = input;
-          run.input_is_ready = call.needs.input == ready;
-          ready = call.needs.input;
+        const bool is_ready = call.shares_input && call.needs.input == ready;
+        if (call.shares_input) ready = call.needs.input;
+        for (int64_t k = 0; k < n; k++) {
+          // Next is the next image in this call, else the first one in the next call, else the next ones in the first
+          // call.
+          const PreparedCall& next = k + 1 < n ? call : prepared[call.next];
+          const int64_t next_image = k + 1 < n         ? run.image + 1
+                                     : call.next > i   ? variant * images + first
+                                     : first + n < end ? variant * images + first + n
+                                     : task + 1 < tasks
+                                         ? (task + 1) % variants * images + first_image((task + 1) / variants)
+                                         : -1;
+          for (Ahead& reads : run.next) reads = {};
+          if (next_image >= 0 && next_image < int64_t(next.needs.variants) * images && next.kernel->reads_first)
+            next.kernel->reads_first(next.args, next.shared, next_image, run.next);
+          if (call.shares_input) {
+            run.input = input + k * (input_bytes / 4);
+            run.input_is_ready = is_ready;
+          }
+          run.beside = beside ? beside.reads() : AheadList{};
+          call.kernel->run(run);
+          if (beside) beside.run_part();
+          run.image++;
+          run.begins_group = false;
         }
-        // Next is this image in the next call, else the next image in the first call.
-        const PreparedCall& next = prepared[call.next];
-        const int64_t next_image = call.next > i     ? run.image
-                                   : image + 1 < end ? run.image + 1
-                                   : task + 1 < tasks
-                                       ? (task + 1) % variants * images + first_image((task + 1) / variants)
-                                       : -1;
-        if (next_image >= 0 && next_image < int64_t(next.needs.variants) * images && next.kernel->reads_first)
-          next.kernel->reads_first(next.args, next.shared, next_image, run.next);
-        if (beside) run.beside = beside.reads();
-        call.kernel->run(run);
-        if (beside) beside.run_part();
       }
       beside.run_rest();
     }

@@ -6,7 +6,9 @@
 
 namespace pn::PN_NAMESPACE {
 
-constexpr int kPartialSums = 32;  // of a gradient over images: one per fixed group of images, or per image if fewer
+// Of a gradient over images: one per fixed group of images, or per image if fewer. More would keep more threads busy,
+// but those of 64 channels take more of the caches than the images do.
+constexpr int kPartialSums = 16;
 
 // Memory that will be read soon, brought into the cache step by step during arithmetic.
 struct Ahead {

@@ -84,8 +84,9 @@ struct Source {
 };
 
 // What a product reads: pixels through ReLU, where there is one.
-template <bool kRelu>
+template <bool kThroughRelu>
 struct Sources {
+  static constexpr bool kRelu = kThroughRelu;
   const Source* sources;
   int count;
   int64_t pixel;
@@ -101,10 +102,8 @@ struct Sources {
         const float *b = a + 8 * step, *ahead = a + sources[i].ahead;
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++, ahead += step) __builtin_prefetch(ahead);
-        f(min(16, sources[i].channels - k0), [a, b, step](int p, int k) PN_LAMBDA_INLINE {
-          const vec x = splat((p < 8 ? a : b)[p % 8 * step + k]);
-          return kRelu ? relu(x) : x;
-        });
+        f(min(16, sources[i].channels - k0),
+          [a, b, step](int p) PN_LAMBDA_INLINE { return (p < 8 ? a : b) + p % 8 * step; });
       }
     }
   }

@@ -59,18 +59,22 @@ struct Planes {
   int depth;
 
   PN_INLINE Planes from(int pixel) const { return {a + int64_t(pixel) * L, plane, depth}; }
-  // f(count, value) for runs of channels; value(p, k) is that of pixel p < P and of channel k < count of the run, in
-  // all lanes.
+  static constexpr bool kRelu = false;  // the product is of the values through ReLU
+  // f(count, pixel) for runs of channels; pixel(p) points to the first of `count` channels of pixel p < P.
   template <int P, class F>
   PN_INLINE void for_each_run(F f) const {
     const float* run = a;
     for (int k = 0; k < depth; k += L, run += plane)
-      f(min(L, depth - k), [run](int p, int k) PN_LAMBDA_INLINE { return splat(run[p * L + k]); });
+      f(min(L, depth - k), [run](int p) PN_LAMBDA_INLINE { return run + p * L; });
   }
 };
 
 // The product of P pixels and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
 // step() is called for every row of w: a place for prefetching.
+//
+// With one vector of columns every multiply-add takes a value of its own, in all lanes, so that loads limit the
+// product: there every third pixel loads four values at once and moves each to all lanes in registers, which a unit
+// that is idle does. The gradient below does so for half of its values.
 template <int P, int V, class Input, class Step, class Finish>
 PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finish finish) {
   vec sum[P][V];
@@ -78,15 +82,32 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) sum[p][v] = vec{};
-  input.template for_each_run<P>([&](int count, auto value) PN_LAMBDA_INLINE {
-    for (int k = 0; k < count; k++, w += V * L) {
+  const auto rectified = [](vec x) PN_LAMBDA_INLINE { return Input::kRelu ? relu(x) : x; };
+  input.template for_each_run<P>([&](int count, auto pixel) PN_LAMBDA_INLINE {
+    int k = 0;
+    for (; kManyRegisters && V == 1 && k + 4 <= count; k += 4) {
+      const auto moved = [](int p) PN_LAMBDA_INLINE { return p % 3 == 2; };
+      vec four[P];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++)
+        if (moved(p)) four[p] = rectified(load_four(pixel(p) + k));
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++, w += L) {
+        step();
+        const vec b = load(w);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++)
+          sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified(splat(pixel(p)[k + i]))) * b;
+      }
+    }
+    for (; k < count; k++, w += V * L) {
       step();
       vec b[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) b[v] = load(w + v * L);
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++) {
-        const vec x = value(p, k);
+        const vec x = rectified(splat(pixel(p)[k]));
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[p][v] += x * b[v];
       }
@@ -125,9 +146,13 @@ PN_INLINE void gradient_tile(const float* x, int64_t step, int64_t ahead, const 
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
+    const auto rectified = [](vec x) PN_LAMBDA_INLINE { return kRelu ? relu(x) : x; };
+    vec four{};
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const vec value = kRelu ? relu(splat(x[r])) : splat(x[r]);
+      const bool moved = kManyRegisters && V == 1 && R >= 8 && r / 4 % 2 == 1;
+      if (moved && r % 4 == 0) four = rectified(load_four(x + r));
+      const vec value = !moved ? rectified(splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) sum[r][v] += value * d[v];
     }

@@ -42,6 +42,29 @@ PN_INLINE void stream_fence() {
 }
 PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition: it turns -0 into 0
 
+// Four floats, in every quarter of the vector, and number i of them (a constant) in all lanes.
+PN_INLINE vec load_four(const float* p) {
+#if PN_VECTOR_BYTES == 64
+  return vec(_mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_loadu_ps(p)));
+#else
+  vec four;
+  for (int i = 0; i < kLanes; i++) four[i] = p[i % 4];
+  return four;
+#endif
+}
+PN_INLINE vec one_of_four(vec four, int i) {
+#if PN_VECTOR_BYTES == 64
+  const __m512 v(four);
+  const __mmask16 all(-1);
+  return vec(i == 0   ? _mm512_maskz_permute_ps(all, v, 0x00)
+             : i == 1 ? _mm512_maskz_permute_ps(all, v, 0x55)
+             : i == 2 ? _mm512_maskz_permute_ps(all, v, 0xaa)
+                      : _mm512_maskz_permute_ps(all, v, 0xff));
+#else
+  return splat(four[i]);
+#endif
+}
+
 PN_INLINE ivec load(const int32_t* p) { return *reinterpret_cast<const unaligned_ivec*>(p); }
 PN_INLINE void store(int32_t* p, ivec v) { *reinterpret_cast<unaligned_ivec*>(p) = v; }
 

@@ -209,8 +209,8 @@ typedef void DepthwiseWithGradient(const float* in, const TapRows* taps, int row
 template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
                              const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count) {
-  // Dilated or with seven taps the pairs would take more registers than there are.
-  constexpr bool kPaired = kManyRegisters && K == 5 && S == 1 && D == 1;
+  // With seven taps the pairs would take more registers than there are.
+  constexpr bool kPaired = kManyRegisters && K == 5 && S == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
   for (int r = 0; r < K; r++, weights += K * L, gradient += K * L) {
@@ -536,9 +536,6 @@ void pack_flipped(const Shape& s, const float* weights, float* packed) {
           }
 }
 
-// How dx is written.
-enum class Output { kAssigned, kAdded, kStreamed };
-
 // Where pixels of dx go, for one vector of channels.
 struct DxPixels {
   const float* x;
@@ -564,20 +561,16 @@ PN_INLINE T* opaque(T* p) {
 }
 
 // One pixel of dx: the contribution where n > 0; adds to the sums of dx and of dx * (x - mean).
-template <bool kNormalized, Output kOutput, bool kSums, bool kFull>
+template <bool kNormalized, bool kAdded, bool kSums, bool kFull>
 PN_INLINE void finish_pixel(const float* x, float* dx, int64_t ahead, int lanes, const float* normalization,
                             vec contribution, vec* sum, vec* product) {
   const vec value = load_lanes<kFull>(x, lanes);
   const vec n = kNormalized ? load(normalization) * value + load(normalization + L) : value;
   vec d = n > 0.0f ? contribution : vec{};
   __builtin_prefetch(x + ahead);
-  if (kOutput == Output::kStreamed) {
-    stream(dx, d);
-  } else {
-    __builtin_prefetch(dx + ahead, 1);
-    if (kOutput == Output::kAdded) d += load_lanes<kFull>(dx, lanes);
-    store_lanes<kFull>(dx, d, lanes);
-  }
+  __builtin_prefetch(dx + ahead, 1);
+  if (kAdded) d += load_lanes<kFull>(dx, lanes);
+  store_lanes<kFull>(dx, d, lanes);
   if (kSums) {
     *sum += d;
     *product += d * (value - load(normalization + 3 * L));
@@ -586,7 +579,7 @@ PN_INLINE void finish_pixel(const float* x, float* dx, int64_t ahead, int lanes,
 
 typedef void FinishPixels(const float* contribution, int pixels, int lanes, const DxPixels& to);
 
-template <bool kNormalized, Output kOutput, bool kSums>
+template <bool kNormalized, bool kAdded, bool kSums>
 void finish_pixels(const float* contribution, int pixels, int lanes, const DxPixels& to) {
   constexpr int U = 4;  // independent sums, to cover the latency of additions
   vec sum[U] = {}, product[U] = {};
@@ -595,8 +588,8 @@ void finish_pixels(const float* contribution, int pixels, int lanes, const DxPix
   const int64_t step = to.step, ahead = to.ahead;
   with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
     const auto pixel = [&](int u) PN_LAMBDA_INLINE {
-      finish_pixel<kNormalized, kOutput, kSums, full.value>(x, dx, ahead, lanes, normalization, load(contribution),
-                                                            &sum[u], &product[u]);
+      finish_pixel<kNormalized, kAdded, kSums, full.value>(x, dx, ahead, lanes, normalization, load(contribution),
+                                                           &sum[u], &product[u]);
       contribution += L, x += step, dx += step;
     };
     int i = 0;
@@ -608,11 +601,10 @@ void finish_pixels(const float* contribution, int pixels, int lanes, const DxPix
   to.add_sums<kSums>((sum[0] + sum[1]) + (sum[2] + sum[3]), (product[0] + product[1]) + (product[2] + product[3]));
 }
 
-template <bool kNormalized, bool kSums>
-FinishPixels* select_finish(Output output) {
-  return output == Output::kStreamed ? finish_pixels<kNormalized, Output::kStreamed, kSums>
-         : output == Output::kAdded  ? finish_pixels<kNormalized, Output::kAdded, kSums>
-                                     : finish_pixels<kNormalized, Output::kAssigned, kSums>;
+FinishPixels* select_finish(bool normalized, bool added, bool sums) {
+  if (sums) return added ? finish_pixels<true, true, true> : finish_pixels<true, false, true>;
+  if (normalized) return added ? finish_pixels<true, true, false> : finish_pixels<true, false, false>;
+  return added ? finish_pixels<false, true, false> : finish_pixels<false, false, false>;
 }
 
 // Rows of dx at once, where stride is 1: the contributions, each kRowPixels of them finished while they are in
@@ -620,7 +612,7 @@ FinishPixels* select_finish(Output output) {
 typedef void DxRows(const float* in, const TapRows* taps, int rows, const float* weights, int count,
                     const DxPixels& to);
 
-template <int K, int D, bool kNormalized, Output kOutput>
+template <int K, int D, bool kNormalized, bool kAdded>
 void dx_rows(const float* in, const TapRows* taps, int rows, const float* weights, int count, const DxPixels& to) {
   const float *x_row = to.x, *normalization = to.normalization;
   float* dx_row = to.dx;
@@ -632,27 +624,23 @@ void dx_rows(const float* in, const TapRows* taps, int rows, const float* weight
         vec sum = vec{}, product = vec{};
 #pragma GCC unroll 16
         for (int p = 0; p < kRowPixels; p++)
-          finish_pixel<kNormalized, kOutput, kNormalized, true>(x + p * step, dx + p * step, ahead, L, normalization,
-                                                                contribution[p], &sum, &product);
+          finish_pixel<kNormalized, kAdded, kNormalized, true>(x + p * step, dx + p * step, ahead, L, normalization,
+                                                               contribution[p], &sum, &product);
         to.add_sums<kNormalized>(sum, product);
       });
 }
 
 // Null: there is none for this combination.
 template <int K, int D>
-DxRows* select_dx_rows(bool normalized, bool sums, Output output) {
-  if (normalized != sums) return nullptr;
-  if (output == Output::kStreamed) return normalized ? dx_rows<K, D, true, Output::kStreamed> : nullptr;
-  if (output == Output::kAdded) return normalized ? nullptr : dx_rows<K, D, false, Output::kAdded>;
-  return normalized ? dx_rows<K, D, true, Output::kAssigned> : dx_rows<K, D, false, Output::kAssigned>;
+DxRows* select_dx_rows(bool normalized, bool added) {
+  if (normalized) return added ? nullptr : dx_rows<K, D, true, false>;
+  return added ? dx_rows<K, D, false, true> : dx_rows<K, D, false, false>;
 }
-DxRows* select_dx_rows(const Shape& s, bool normalized, bool sums, Output output) {
-  if (s.stride != 1 || s.step != 1 || s.width % kRowPixels != 0 || s.kernel > 5) return nullptr;
+DxRows* select_dx_rows(const Shape& s, bool normalized, bool added, bool sums) {
+  if (s.stride != 1 || s.step != 1 || s.width % kRowPixels != 0 || s.kernel > 5 || normalized != sums) return nullptr;
   if (s.dilation == 1)
-    return s.kernel == 3 ? select_dx_rows<3, 1>(normalized, sums, output)
-                         : select_dx_rows<5, 1>(normalized, sums, output);
-  return s.kernel == 3 ? select_dx_rows<3, 2>(normalized, sums, output)
-                       : select_dx_rows<5, 2>(normalized, sums, output);
+    return s.kernel == 3 ? select_dx_rows<3, 1>(normalized, added) : select_dx_rows<5, 1>(normalized, added);
+  return s.kernel == 3 ? select_dx_rows<3, 2>(normalized, added) : select_dx_rows<5, 2>(normalized, added);
 }
 
 // A tile of dy: rows of `row_pixels` pixels, those beyond the image's width zero.
@@ -686,7 +674,6 @@ struct BackwardCall {
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseWithGradient* forward;
   DepthwiseRows* backward[2];
-  bool streamed;  // dx goes past the cache
   FinishPixels* finish;
   DxRows* dx_rows_at_once;  // null: the contributions first, then finish
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
@@ -705,14 +692,9 @@ struct BackwardCall {
                             want_weights ? kBackwardTileBytes : kInputGradientTileBytes);
     plane = int64_t(tile_rows) * row_pixels * L;
     forward = select_with_gradient(s);
-    // The gradient of a raw tensor is read when the batch is done; that of another one may be added to soon.
-    streamed =
-        a.x_normalization && !a.accumulate && is_streamed(a.dx, a.in_channels, a.dx ? a.images * s.in_size() : 0);
-    const Output output = streamed ? Output::kStreamed : a.accumulate && a.dx ? Output::kAdded : Output::kAssigned;
-    finish = a.gradient_sums     ? select_finish<true, true>(output)
-             : a.x_normalization ? select_finish<true, false>(output)
-                                 : select_finish<false, false>(output);
-    dx_rows_at_once = a.dx ? select_dx_rows(s, a.x_normalization, a.gradient_sums, output) : nullptr;
+    const bool added = a.accumulate && a.dx;
+    finish = select_finish(a.x_normalization, added, a.gradient_sums);
+    dx_rows_at_once = a.dx ? select_dx_rows(s, a.x_normalization, added, a.gradient_sums) : nullptr;
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
@@ -884,7 +866,6 @@ void backward_image(const CallImage& run) {
     }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
-  if (call.streamed) stream_fence();
   if (a.gradient_sums)
     for (int v = 0; v < s.in_vectors; v++)
       for (int i = 0; i < 2; i++)

@@ -11,32 +11,35 @@ namespace PerturbNas.Tests.Kernels;
 /// </summary>
 public class GroupTests
 {
-    private const int Images = 3;
-
-    public static TheoryData<Isa, int, int, int, int> Cases()
+    /// <summary>
+    /// Instruction set, extent, channels, variants, images, threads. More images than there are partial sums of a gradient make tasks of several
+    /// images, which a call treats one after the other: all of them, or as many as their inputs fit the cache (17 x 17: three of four).
+    /// </summary>
+    public static TheoryData<Isa, int, int, int, int, int> Cases()
     {
-        var data = new TheoryData<Isa, int, int, int, int>();
+        var data = new TheoryData<Isa, int, int, int, int, int>();
         foreach (var isa in TestBackends.InstructionSets)
-            foreach (var (extent, channels, variants) in new[] { (16, 16, 1), (9, 20, 3), (8, 7, 2), (5, 64, 1), (1, 4, 2) })
+            foreach (var (extent, channels, variants, images) in new[]
+                { (16, 16, 1, 3), (9, 20, 3, 3), (8, 7, 2, 35), (5, 64, 1, 35), (17, 16, 1, 52), (1, 4, 2, 3) })
                 for (var threads = 1; threads <= 2; threads++)
-                    data.Add(isa, extent, channels, variants, threads);
+                    data.Add(isa, extent, channels, variants, images, threads);
         return data;
     }
 
     [Theory]
     [MemberData(nameof(Cases))]
-    public void Forward_gives_the_bits_of_single_calls(Isa isa, int extent, int channels, int variants, int threads)
+    public void Forward_gives_the_bits_of_single_calls(Isa isa, int extent, int channels, int variants, int images, int threads)
     {
-        using var calls = new Calls(TestBackends.Cpu(isa, threads), extent, channels, variants);
+        using var calls = new Calls(TestBackends.Cpu(isa, threads), extent, channels, variants, images);
         calls.Compare(calls.Forward);
     }
 
     [Theory]
     [MemberData(nameof(Cases))]
-    public void Backward_gives_the_bits_of_single_calls(Isa isa, int extent, int channels, int variants, int threads)
+    public void Backward_gives_the_bits_of_single_calls(Isa isa, int extent, int channels, int variants, int images, int threads)
     {
         _ = variants;
-        using var calls = new Calls(TestBackends.Cpu(isa, threads), extent, channels, variants: 1);
+        using var calls = new Calls(TestBackends.Cpu(isa, threads), extent, channels, variants: 1, images);
         calls.Compare(() => calls.Backward(weightGradients: true));
         calls.Compare(() => calls.Backward(weightGradients: false));
     }
@@ -45,7 +48,7 @@ public class GroupTests
     private sealed class Calls : IDisposable
     {
         private readonly CpuBackend _backend;
-        private readonly int _extent, _channels, _variants;
+        private readonly int _extent, _channels, _variants, _images;
         private readonly List<nint> _blocks = [];
         private readonly List<(nint Address, float[] Initial)> _outputs = [];
         private readonly TermArgs[] _terms;
@@ -54,9 +57,9 @@ public class GroupTests
         private readonly nint _weights;
         private int _next;
 
-        public Calls(CpuBackend backend, int extent, int channels, int variants)
+        public Calls(CpuBackend backend, int extent, int channels, int variants, int images)
         {
-            (_backend, _extent, _channels, _variants) = (backend, extent, channels, variants);
+            (_backend, _extent, _channels, _variants, _images) = (backend, extent, channels, variants, images);
             _x = [Input(Size(variants)), Input(Size(variants))];
             // Two edges: one of a value that all variants share, with pools, the other one varies. Seven operations each.
             _terms = GC.AllocateArray<TermArgs>(14, pinned: true);
@@ -82,7 +85,7 @@ public class GroupTests
                 backend.Write(_weights + sizeof(float) * v * (_terms.Length + 1), [0f]);
         }
 
-        private int Size(int variants) => variants * Images * _extent * _extent * _channels;
+        private int Size(int variants) => variants * _images * _extent * _extent * _channels;
 
         private MixedSumArgs Sum => new()
         {
@@ -90,7 +93,7 @@ public class GroupTests
             Weights = _weights,
             TermCount = _terms.Length,
             Variants = _variants,
-            Images = Images,
+            Images = _images,
             Pixels = _extent * _extent,
             Channels = _channels,
             WeightStride = _terms.Length,
@@ -102,7 +105,7 @@ public class GroupTests
             Depthwise = Input(kernel * kernel * _channels),
             Pointwise = Input(_channels * _channels),
             Variants = _variants,
-            Images = Images,
+            Images = _images,
             Height = _extent,
             Width = _extent,
             InChannels = _channels,
@@ -121,10 +124,10 @@ public class GroupTests
                         _backend.DepthwisePointwiseForward(Convolution(x, kernel, dilation, stride) with
                         {
                             Y = Output(Size(_variants) / (_extent * _extent) * ((_extent - 1) / stride + 1) * ((_extent - 1) / stride + 1)),
-                            Statistics = Output(2 * _variants * Images * _channels),
+                            Statistics = Output(2 * _variants * _images * _channels),
                         });
             var statistics = default(PoolingAddresses);
-            statistics[Pooling.Max3x3] = Output(2 * _variants * Images * _channels);
+            statistics[Pooling.Max3x3] = Output(2 * _variants * _images * _channels);
             _backend.PoolForward(Pool with { Statistics = statistics });
         }
 
@@ -133,7 +136,7 @@ public class GroupTests
             _backend.MixedSumBackward(Sum with
             {
                 G = Input(Size(1)),
-                GradientSums = Output(Images * (1 + _terms.Length) * _channels),
+                GradientSums = Output(_images * (1 + _terms.Length) * _channels),
                 WeightGradients = Output(_terms.Length),
             });
             foreach (var x in _x)
@@ -169,7 +172,7 @@ public class GroupTests
         {
             X = _x[0],
             Variants = _variants,
-            Images = Images,
+            Images = _images,
             Height = _extent,
             Width = _extent,
             Channels = _channels,

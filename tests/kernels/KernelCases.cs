@@ -676,6 +676,14 @@ public static class KernelCases
             foreach (var stride in new[] { 1, 2 })
                 foreach (var dilation in new[] { 1, 2 })
                     yield return DepthwisePointwise(9, 10, 16, 16, kernel, stride, dilation, new(Normalization: stride == 1));
+        // Rows of whole register tiles, whose dx is finished while it is in registers; and more images than there are partial sums.
+        foreach (var kernel in new[] { 3, 5 })
+            foreach (var dilation in new[] { 1, 2 })
+                foreach (var normalization in new[] { false, true })
+                    yield return DepthwisePointwise(6, 16, 20, 16, kernel, 1, dilation, new(Normalization: normalization, Images: 3));
+        yield return DepthwisePointwise(8, 8, 16, 16, 5, 1, 2, new(Accumulate: true));
+        yield return DepthwisePointwise(4, 8, 20, 16, 3, 1, 1, new(Images: 37));
+        yield return DepthwisePointwise(5, 3, 16, 20, 5, 2, 1, new(Images: 19, Normalization: true));
         yield return DepthwisePointwise(8, 8, 3, 5, 3, 1, 1, new());
         yield return DepthwisePointwise(7, 5, 12, 20, 5, 1, 1, new(Normalization: true, Images: 1));
         yield return DepthwisePointwise(6, 9, 33, 18, 3, 1, 2, new(Normalization: true, Images: 3));

@@ -668,14 +668,14 @@ struct BackwardCall {
   Shape s;
   bool want_dx, want_weights;
   int tile_rows, row_pixels;
-  int dx_rows;    // computed at a time
+  int dx_run;     // rows of dx that are computed at a time
   int64_t plane;  // of dy and z
   Ring x_ring, dz_ring;
   Phase columns[2];  // of phase 0 and of the last one
   DepthwiseWithGradient* forward;
   DepthwiseRows* backward[2];
   FinishPixels* finish;
-  DxRows* dx_rows_at_once;  // null: the contributions first, then finish
+  DxRows* dx_at_once;  // null: the contributions first, then finish
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
   int64_t unwanted_size;  // rows of dx that nobody asked for (only their sums)
   int64_t local_size;
@@ -694,7 +694,7 @@ struct BackwardCall {
     forward = select_with_gradient(s);
     const bool added = a.accumulate && a.dx;
     finish = select_finish(a.x_normalization, added, a.gradient_sums);
-    dx_rows_at_once = a.dx ? select_dx_rows(s, a.x_normalization, added, a.gradient_sums) : nullptr;
+    dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization, added, a.gradient_sums) : nullptr;
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
@@ -711,10 +711,10 @@ struct BackwardCall {
     x_size = want_weights ? x_ring.floats(s.in_vectors) : 0;
     dz_size = dz_ring.floats(s.in_vectors);
     // What the register tiles compute beyond a row's last pixel must not fall on the next row.
-    dx_rows = s.width % (kRowPixels * s.stride * s.step) == 0 ? run_rows(s.width) : 1;
-    contribution_size = want_dx ? int64_t(dx_rows * s.width + 2 * kRowPixels * s.step) * L : 0;
+    dx_run = s.width % (kRowPixels * s.stride * s.step) == 0 ? run_rows(s.width) : 1;
+    contribution_size = want_dx ? int64_t(dx_run * s.width + 2 * kRowPixels * s.step) * L : 0;
     sums_size = want_dx ? int64_t(s.in_vectors) * (2 + 4) * L : 0;
-    unwanted_size = want_dx && !a.dx ? int64_t(dx_rows) * s.width * s.in_channels : 0;
+    unwanted_size = want_dx && !a.dx ? int64_t(dx_run) * s.width * s.in_channels : 0;
     local_size = dy_size + z_size + x_size + dz_size + contribution_size + sums_size + unwanted_size;
     taps_size = want_weights ? int64_t(s.in_vectors) * s.kernel * s.kernel * L : 0;
     matrix_size = want_weights ? int64_t(s.in_vectors) * L * s.out_vectors * L : 0;
@@ -737,7 +737,7 @@ int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t i
   float* unwanted = sums + call.sums_size;
   TapRows taps[kRunRows];
   for (int rows; row < s.height; row += rows) {
-    for (rows = 0; rows < call.dx_rows && row + rows < s.height; rows++) {
+    for (rows = 0; rows < call.dx_run && row + rows < s.height; rows++) {
       const int u = (row + rows) / s.step + s.padding, t = u / s.stride, r = u % s.stride;
       if (t >= end && end < s.out_h) break;
       const bool on_grid = (row + rows) % s.step == 0;
@@ -755,8 +755,8 @@ int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t i
                         sums + v * 2 * L};
       const float* plane = dz.memory + v * dz.plane();
       const float* w = call.flipped + int64_t(v) * s.kernel * s.kernel * L;
-      if (call.dx_rows_at_once && lanes == L) {
-        call.dx_rows_at_once(plane + call.dx_column(dz, 0), taps, rows, w, s.width, to);
+      if (call.dx_at_once && lanes == L) {
+        call.dx_at_once(plane + call.dx_column(dz, 0), taps, rows, w, s.width, to);
         continue;
       }
       for (int q = 0; q < s.stride; q++) {
@@ -772,6 +772,8 @@ int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t i
 }
 
 // What the tile that begins with output row oy reads: g, y and the rows of x that tiles before it have not read.
+// Without weight gradients x is read where dx is written; a call that adds to dx finds both where an earlier one left
+// them.
 void tile_reads(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t image, int oy, Ahead* ahead) {
   const Shape& s = call.s;
   const int end = min(oy + call.tile_rows, s.out_h);

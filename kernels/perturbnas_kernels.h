@@ -313,11 +313,11 @@ PN_API int32_t pn_noise_normal(pn_context* context, const pn_noise* a);
 
 /*
  * Several calls of the kernels below in one pass over the images: the result is that of the calls one after another,
- * bit for bit, but image n goes through all calls before the next image is begun, so that an input that calls share, or
- * a gradient that they add to, stays in the cache. A mixed sum runs beside the calls that follow it, in parts, because
- * it waits for memory while they compute. All calls have the same `images`; each may have its own variants and extents.
- * No call may need what another call of the group gives for other images (batch norm ends a group), nor what a mixed
- * sum of the group gives. Arguments are checked before anything is written.
+ * bit for bit, but a few images go through all calls before the next ones are begun, so that an input that calls share,
+ * or a gradient that they add to, stays in the cache. A mixed sum runs beside the calls that follow it, in parts,
+ * because it waits for memory while they compute. All calls have the same `images`; each may have its own variants and
+ * extents. No call may need what another call of the group gives for other images (batch norm ends a group), nor what a
+ * mixed sum of the group gives. Arguments are checked before anything is written.
  */
 enum pn_kernel {
   PN_KERNEL_DEPTHWISE_POINTWISE_FORWARD = 0,

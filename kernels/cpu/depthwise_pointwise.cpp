@@ -19,8 +19,7 @@ constexpr int kMaxKernel = 7;
 // Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
 // more from long tiles.
 constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
-constexpr int kSharedInputBytes = 256 << 10;  // at most: it stays in the second-level cache
-constexpr int kRowsAhead = 2;                 // between the row of dx being written and the one being prefetched
+constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
 constexpr int kRowPixels = 8;  // of a depthwise product's register tile
 // Short rows are given to the depthwise products several at a time, so that calls cost little.
@@ -336,18 +335,27 @@ void fill_row(const Shape& s, const float* x, const float* normalization, int ro
   }
 }
 
+// Calls f(taps, row, rows) for output rows oy to end - 1, some at a time, with their rows of taps in the ring of x.
+template <class F>
+PN_INLINE void for_runs(const Shape& s, const Ring& ring, int oy, int end, F f) {
+  TapRows taps[kRunRows];
+  for (int row = oy, rows; row < end; row += rows) {
+    rows = min(run_rows(round_up(s.out_w, kRowPixels)), end - row);
+    for (int i = 0; i < rows; i++) taps[i].set(ring, (row + i) * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+    f(taps, row, rows);
+  }
+}
+
 // Output rows oy to end - 1 of the depthwise product, for all channels: rows that follow one another in every plane of
 // `out`.
 void depthwise(const Shape& s, const Ring& ring, DepthwiseRows* kernel, const float* weights, int oy, int end,
                float* out, int64_t plane) {
-  TapRows taps[kRunRows];
-  for (const int step = run_rows(s.out_w); oy < end; oy += step, out += int64_t(step) * s.out_w * L) {
-    const int rows = min(step, end - oy);
-    for (int i = 0; i < rows; i++) taps[i].set(ring, (oy + i) * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+  for_runs(s, ring, oy, end, [&](const TapRows* taps, int row, int rows) PN_LAMBDA_INLINE {
     for (int v = 0; v < s.in_vectors; v++)
       kernel(ring.memory + v * ring.plane() + (ring.left - s.padding) * L, taps, rows,
-             weights + v * s.kernel * s.kernel * L, out + v * plane, int64_t(s.out_w) * L, 1, s.out_w);
-  }
+             weights + v * s.kernel * s.kernel * L, out + v * plane + int64_t(row - oy) * s.out_w * L,
+             int64_t(s.out_w) * L, 1, s.out_w);
+  });
 }
 
 Ring input_ring(const Shape& s, int tile_rows) {
@@ -722,9 +730,7 @@ struct BackwardCall {
     transposed_size = int64_t(s.out_channels) * s.in_vectors * L;
   }
   // Where the taps of dx's first column of phase q begin in a row of dz.
-  int64_t dx_column(const Ring& dz, int q) const {
-    return (dz.left + columns[q].t - (columns[q].taps - 1) * s.dilation) * L;
-  }
+  int64_t dx_column(int q) const { return (dz_ring.left + columns[q].t - (columns[q].taps - 1) * s.dilation) * L; }
   int gradient_rows() const { return want_weights ? s.kernel * s.kernel + s.in_channels : 0; }
   int64_t gradient_size() const { return taps_size + matrix_size; }
 };
@@ -756,12 +762,12 @@ int emit_dx(const BackwardCall& call, const pn_depthwise_pointwise& a, int64_t i
       const float* plane = dz.memory + v * dz.plane();
       const float* w = call.flipped + int64_t(v) * s.kernel * s.kernel * L;
       if (call.dx_at_once && lanes == L) {
-        call.dx_at_once(plane + call.dx_column(dz, 0), taps, rows, w, s.width, to);
+        call.dx_at_once(plane + call.dx_column(0), taps, rows, w, s.width, to);
         continue;
       }
       for (int q = 0; q < s.stride; q++) {
         const Phase& c = call.columns[q];
-        call.backward[q](plane + call.dx_column(dz, q), taps, rows, w, contribution + c.first * s.step * L,
+        call.backward[q](plane + call.dx_column(q), taps, rows, w, contribution + c.first * s.step * L,
                          int64_t(s.width) * L, s.stride * s.step, c.count);
         w += s.kernel * c.taps * L;
       }
@@ -850,17 +856,14 @@ void backward_image(const CallImage& run) {
     if (call.want_weights) {
       for (const int needed = input_end(s, end); filled < needed; filled++)
         fill_row(s, a.x + image * s.in_size(), a.x_normalization, filled, x);
-      TapRows taps[kRunRows];
-      for (int row = oy, n; row < end; row += n) {
-        n = min(run_rows(call.row_pixels), end - row);
-        for (int i = 0; i < n; i++) taps[i].set(x, (row + i) * s.stride - s.padding, s.kernel, s.dilation, s.grid_h);
+      for_runs(s, x, oy, end, [&](const TapRows* taps, int row, int n) PN_LAMBDA_INLINE {
         for (int v = 0; v < s.in_vectors; v++)
           call.forward(x.memory + v * x.plane() + (x.left - s.padding) * L, taps, n,
                        call.depthwise + int64_t(v) * kernel_taps * L,
                        z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
                        dz.memory + v * dz.plane() + dz.left * L, dz, row, d_depthwise + int64_t(v) * kernel_taps * L,
                        call.row_pixels);
-      }
+      });
       for (int v = 0; v < s.in_vectors; v++)
         product_gradient<false, false>(z + v * call.plane, L, min(L, s.in_channels - v * L), 0, dy, call.plane,
                                        rows * call.row_pixels, s.out_vectors,

@@ -23,8 +23,6 @@ const GroupKernel* const kKernels[] = {
     &mixed_sum_backward_kernel,
 };
 
-constexpr int64_t kInputsBytes = 256 << 10;  // of a few images' shared inputs: they stay in the second-level cache
-
 struct PreparedCall {
   const GroupKernel* kernel;
   const void* args;
@@ -87,7 +85,8 @@ int32_t run_calls(pn_context* context, const pn_call* calls, int count, int* fai
   }
   const int64_t groups = partial_sums ? min(images, kPartialSums) : images;
   const int64_t most_images = (images + groups - 1) / groups;
-  const int64_t at_once = input_bytes ? max(int64_t(1), min(kInputsBytes / input_bytes, most_images)) : most_images;
+  const int64_t at_once =
+      input_bytes ? max(int64_t(1), min(kSharedInputBytes / input_bytes, most_images)) : most_images;
   local_bytes += at_once * input_bytes;
   const int threads = context->pool.threads();
   bool memory = context->shared.get(shared_bytes);

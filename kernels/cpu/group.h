@@ -45,6 +45,7 @@ float* after_plan(void* shared) {
 }
 
 // What a call makes of an image of x before it begins, and other calls could use as it is.
+constexpr int64_t kSharedInputBytes = 256 << 10;  // at most, of all images at once: it stays in the second-level cache
 struct SharedInput {
   const void *x = nullptr, *normalization = nullptr;
   int64_t bytes = 0;  // 0: nothing

@@ -407,6 +407,7 @@ void sum_flat(int64_t pixels, int channels, const float* const* y, int64_t offse
       store_partial(sums[2 + k] + c, load_partial(sums[2 + k] + c, lanes) + total[k], lanes);
   });
 }
+
 // sums += those of g over a row of pixels.
 void sum_gradient(const float* g, int64_t pixels, int channels, float* sums) {
   for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {

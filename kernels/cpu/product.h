@@ -69,6 +69,11 @@ struct Planes {
   }
 };
 
+template <bool kRelu>
+PN_INLINE vec rectified(vec x) {
+  return kRelu ? relu(x) : x;
+}
+
 // The product of P pixels and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
 // step() is called for every row of w: a place for prefetching.
 //
@@ -82,7 +87,6 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) sum[p][v] = vec{};
-  const auto rectified = [](vec x) PN_LAMBDA_INLINE { return Input::kRelu ? relu(x) : x; };
   input.template for_each_run<P>([&](int count, auto pixel) PN_LAMBDA_INLINE {
     int k = 0;
     for (; kManyRegisters && V == 1 && k + 4 <= count; k += 4) {
@@ -90,14 +94,14 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
       vec four[P];
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++)
-        if (moved(p)) four[p] = rectified(load_four(pixel(p) + k));
+        if (moved(p)) four[p] = rectified<Input::kRelu>(load_four(pixel(p) + k));
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++, w += L) {
         step();
         const vec b = load(w);
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++)
-          sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified(splat(pixel(p)[k + i]))) * b;
+          sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified<Input::kRelu>(splat(pixel(p)[k + i]))) * b;
       }
     }
     for (; k < count; k++, w += V * L) {
@@ -107,7 +111,7 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
       for (int v = 0; v < V; v++) b[v] = load(w + v * L);
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++) {
-        const vec x = rectified(splat(pixel(p)[k]));
+        const vec x = rectified<Input::kRelu>(splat(pixel(p)[k]));
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[p][v] += x * b[v];
       }
@@ -146,13 +150,12 @@ PN_INLINE void gradient_tile(const float* x, int64_t step, int64_t ahead, const 
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
-    const auto rectified = [](vec x) PN_LAMBDA_INLINE { return kRelu ? relu(x) : x; };
     vec four{};
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const bool moved = kManyRegisters && V == 1 && R >= 8 && r / 4 % 2 == 1;
-      if (moved && r % 4 == 0) four = rectified(load_four(x + r));
-      const vec value = !moved ? rectified(splat(x[r])) : one_of_four(four, r % 4);
+      if (moved && r % 4 == 0) four = rectified<kRelu>(load_four(x + r));
+      const vec value = !moved ? rectified<kRelu>(splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) sum[r][v] += value * d[v];
     }

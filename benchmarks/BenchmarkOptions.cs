@@ -73,7 +73,7 @@ internal sealed class BenchmarkOptions
     [Option("tf32", HelpText = "cuda: multiply on the tensor cores, whose factors have 10 bits of mantissa instead of 23; so does what is timed beside it.")]
     public bool Tf32 { get; set; }
 
-    [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2 or avx512.")]
+    [Option("isa", Default = "best", MetaValue = "NAME", HelpText = "Instruction set of our kernels: best, portable, avx2, avx512 or avx512-zen.")]
     public string Isa { get; set; } = "";
 
     [Option("repeats", MetaValue = "N", HelpText = "Timed repeats, after one that warms up (5; selection: 1).")]
@@ -128,6 +128,7 @@ internal sealed class BenchmarkOptions
         "portable" => Backends.Cpu.Isa.Portable,
         "avx2" => Backends.Cpu.Isa.Avx2,
         "avx512" => Backends.Cpu.Isa.Avx512,
+        "avx512-zen" => Backends.Cpu.Isa.Avx512Zen,
         _ => Backends.Cpu.Isa.Best,
     });
 
@@ -181,7 +182,7 @@ internal sealed class BenchmarkOptions
         RequireChoice("--device", Device, "cpu", "cuda");
         if (Tf32 && Device != "cuda")
             throw new UserException("--tf32 is for CUDA devices; leave it out, or give --device cuda.");
-        RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512");
+        RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512", "avx512-zen");
         RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
         SearchSpace.Load(Space);
         RequireRange("--channels", Channels, 2, 1024);

@@ -38,8 +38,12 @@ extern "C" {
 
 enum pn_status { PN_OK = 0, PN_INVALID_ARGUMENT = 1, PN_OUT_OF_MEMORY = 2, PN_NOT_SUPPORTED = 3 };
 
-/* Instruction sets that the CPU kernels are compiled for; PN_ISA_BEST asks for the widest that this CPU has. */
-enum pn_isa { PN_ISA_BEST = 0, PN_ISA_PORTABLE = 1, PN_ISA_AVX2 = 2, PN_ISA_AVX512 = 3 };
+/*
+ * What the CPU kernels are compiled for: instruction sets, and AVX-512 once more for processors (AMD Zen 4 and later)
+ * where additions and moves between lanes do not take the place of multiply-adds. PN_ISA_BEST asks for the widest that
+ * this CPU has, and of the two the one made for it; either runs on both.
+ */
+enum pn_isa { PN_ISA_BEST = 0, PN_ISA_PORTABLE = 1, PN_ISA_AVX2 = 2, PN_ISA_AVX512 = 3, PN_ISA_AVX512_ZEN = 4 };
 
 /* A context owns the worker threads and the scratch memory. One kernel runs in it at a time. */
 typedef struct pn_context pn_context;
@@ -50,7 +54,7 @@ PN_API const char* pn_last_error(void);
 PN_API int32_t pn_context_create(int32_t threads, int32_t isa, pn_context** context);
 PN_API void pn_context_destroy(pn_context* context);
 PN_API int32_t pn_context_threads(const pn_context* context);
-PN_API const char* pn_context_isa(const pn_context* context); /* "portable", "avx2" or "avx512" */
+PN_API const char* pn_context_isa(const pn_context* context); /* "portable", "avx2", "avx512", "avx512-zen" */
 
 /* A contiguous activation that is one of several making up a concatenation along C. */
 typedef struct {

@@ -19,6 +19,9 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512_zen {
+extern const KernelTable table;
+}
 #endif
 
 namespace {
@@ -33,12 +36,21 @@ int available_processors() {
 
 bool has_isa(int32_t isa) {
 #if defined(__x86_64__)
-  if (isa == PN_ISA_AVX512)
+  if (isa == PN_ISA_AVX512 || isa == PN_ISA_AVX512_ZEN)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   if (isa == PN_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return isa == PN_ISA_PORTABLE;
+}
+
+int32_t best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("amd") && has_isa(PN_ISA_AVX512_ZEN)) return PN_ISA_AVX512_ZEN;
+#endif
+  int32_t isa = PN_ISA_AVX512;
+  while (!has_isa(isa)) isa--;
+  return isa;
 }
 
 }  // namespace
@@ -62,11 +74,8 @@ const char* pn_last_error(void) { return pn::last_error; }
 int32_t pn_context_create(int32_t threads, int32_t isa, pn_context** context) {
   PN_REQUIRE(context, "pn_context_create: context is null");
   PN_REQUIRE(threads >= 0 && threads <= 256, "threads must be 0 to 256, not %d", threads);
-  PN_REQUIRE(isa >= PN_ISA_BEST && isa <= PN_ISA_AVX512, "unknown instruction set %d", isa);
-  if (isa == PN_ISA_BEST) {
-    isa = PN_ISA_AVX512;
-    while (!pn::has_isa(isa)) isa--;
-  }
+  PN_REQUIRE(isa >= PN_ISA_BEST && isa <= PN_ISA_AVX512_ZEN, "unknown instruction set %d", isa);
+  if (isa == PN_ISA_BEST) isa = pn::best_isa();
   if (!pn::has_isa(isa))
     return pn::fail(PN_NOT_SUPPORTED, "this processor lacks the instruction set that was asked for (%d)", isa);
   if (threads == 0) threads = pn::available_processors();
@@ -78,6 +87,7 @@ int32_t pn_context_create(int32_t threads, int32_t isa, pn_context** context) {
 #if defined(__x86_64__)
     if (isa == PN_ISA_AVX2) c->kernels = &pn::avx2::table, c->isa = "avx2";
     if (isa == PN_ISA_AVX512) c->kernels = &pn::avx512::table, c->isa = "avx512";
+    if (isa == PN_ISA_AVX512_ZEN) c->kernels = &pn::avx512_zen::table, c->isa = "avx512-zen";
 #endif
     *context = c;
     return PN_OK;

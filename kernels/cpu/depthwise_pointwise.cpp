@@ -97,12 +97,12 @@ struct TapRows {
   }
 };
 
-// Where taps are many, the depthwise products save a fifth of their multiply-adds: of two outputs and two taps that
-// share an input,
+// Where taps are many and additions have units of their own, the depthwise products save a fifth of their
+// multiply-adds: of two outputs and two taps that share an input,
 //   out0 = x0 * w0 + x1 * w1, out1 = x1 * w0 + x2 * w1,
 // take three products instead of four (a fast FIR algorithm; Winograd's F(2, 2)):
 //   out0 = (x0 - x1) * w0 + shared, out1 = shared - (x1 - x2) * w1, shared = x1 * (w0 + w1).
-// All taps use the same differences, and additions have units of their own. The weights' gradient likewise:
+// All taps use the same differences. The weights' gradient likewise:
 //   g0 = x0 * d0 + x1 * d1 = (x0 - x1) * d0 + shared, g1 = x1 * d0 + x2 * d1 = shared - (x1 - x2) * d1,
 //   shared = x1 * (d0 + d1).
 // Taps 0 and 1, 2 and 3, ... are pairs, the last one stays alone; outputs are paired at the distance D of two taps.
@@ -148,7 +148,7 @@ template <int K, int S, int D, class Finish>
 PN_INLINE void for_depthwise_tiles(const float* in, const TapRows* taps, int rows, const float* weights, int count,
                                    Finish finish) {
   constexpr int P = kRowPixels, span = (P - 1) * S + (K - 1) * D + 1;
-  constexpr bool kPaired = kManyRegisters && K >= 5 && S == 1;
+  constexpr bool kPaired = kSpareUnits && K >= 5 && S == 1;
   for (int y = 0; y < rows; y++) {
     const int64_t* offsets = taps[y].offsets + taps[y].first;
     const int tap_rows = taps[y].end - taps[y].first;
@@ -209,7 +209,7 @@ template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
                              const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count) {
   // With seven taps the pairs would take more registers than there are.
-  constexpr bool kPaired = kManyRegisters && K == 5 && S == 1;
+  constexpr bool kPaired = kSpareUnits && K == 5 && S == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
   for (int r = 0; r < K; r++, weights += K * L, gradient += K * L) {

@@ -78,8 +78,8 @@ PN_INLINE vec rectified(vec x) {
 // step() is called for every row of w: a place for prefetching.
 //
 // With one vector of columns every multiply-add takes a value of its own, in all lanes, so that loads limit the
-// product: there every third pixel loads four values at once and moves each to all lanes in registers, which a unit
-// that is idle does. The gradient below does so for half of its values.
+// product: there, if moves have a unit of their own, every third pixel loads four values at once and moves each to all
+// lanes in registers. The gradient below does so for half of its values.
 template <int P, int V, class Input, class Step, class Finish>
 PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finish finish) {
   vec sum[P][V];
@@ -89,7 +89,7 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
     for (int v = 0; v < V; v++) sum[p][v] = vec{};
   input.template for_each_run<P>([&](int count, auto pixel) PN_LAMBDA_INLINE {
     int k = 0;
-    for (; kManyRegisters && V == 1 && k + 4 <= count; k += 4) {
+    for (; kSpareUnits && V == 1 && k + 4 <= count; k += 4) {
       const auto moved = [](int p) PN_LAMBDA_INLINE { return p % 3 == 2; };
       vec four[P];
 #pragma GCC unroll 16
@@ -153,7 +153,7 @@ PN_INLINE void gradient_tile(const float* x, int64_t step, int64_t ahead, const 
     vec four{};
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const bool moved = kManyRegisters && V == 1 && R >= 8 && r / 4 % 2 == 1;
+      const bool moved = kSpareUnits && V == 1 && R >= 8 && r / 4 % 2 == 1;
       if (moved && r % 4 == 0) four = rectified<kRelu>(load_four(x + r));
       const vec value = !moved ? rectified<kRelu>(splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4

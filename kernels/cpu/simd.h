@@ -15,6 +15,14 @@ namespace pn::PN_NAMESPACE {
 
 constexpr int kLanes = PN_VECTOR_BYTES / 4;
 
+// Whether additions, and moves between lanes, have units of their own beside those of the multiply-adds: so on AMD's
+// Zen; on Intel's processors they take the place of multiply-adds.
+#if defined(PN_SPARE_UNITS)
+constexpr bool kSpareUnits = true;
+#else
+constexpr bool kSpareUnits = false;
+#endif
+
 typedef float vec __attribute__((vector_size(PN_VECTOR_BYTES)));
 typedef float unaligned_vec __attribute__((vector_size(PN_VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(PN_VECTOR_BYTES)));

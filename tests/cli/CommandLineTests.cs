@@ -40,7 +40,7 @@ public class CommandLineTests
         var version = JsonDocument.Parse(output).RootElement;
         Assert.Matches(@"^\d+\.\d+\.\d+", version.GetProperty("version").GetString());
         Assert.True(version.GetProperty("kernel_abi").GetInt32() >= 1);
-        Assert.Contains(version.GetProperty("isa").GetString(), new[] { "portable", "avx2", "avx512" });
+        Assert.Contains(version.GetProperty("isa").GetString(), new[] { "portable", "avx2", "avx512", "avx512-zen" });
         Assert.Contains($"PerturbNas {version.GetProperty("version")}", CommandLine.Run("--version").Out, StringComparison.Ordinal);
     }
 

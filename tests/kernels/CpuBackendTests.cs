@@ -62,7 +62,7 @@ public class CpuBackendTests
     {
         using var backend = new CpuBackend();
         Assert.Equal(Environment.ProcessorCount, backend.Threads);
-        Assert.Contains(backend.IsaName, new[] { "portable", "avx2", "avx512" });
+        Assert.Contains(backend.IsaName, new[] { "portable", "avx2", "avx512", "avx512-zen" });
     }
 
     [Fact]
@@ -75,13 +75,36 @@ public class CpuBackendTests
         var before = Environment.GetEnvironmentVariable(CpuBackend.IsaVariable);
         try
         {
-            Environment.SetEnvironmentVariable(CpuBackend.IsaVariable, "portable");
-            using (var backend = new CpuBackend(1))
-                Assert.Equal("portable", backend.IsaName);
+            foreach (var isa in TestBackends.InstructionSets)
+            {
+                var name = TestBackends.Cpu(isa, 1).IsaName;
+                Environment.SetEnvironmentVariable(CpuBackend.IsaVariable, name);
+                using var backend = new CpuBackend(1);
+                Assert.Equal(name, backend.IsaName);
+            }
             Environment.SetEnvironmentVariable(CpuBackend.IsaVariable, "sse9");
             var exception = Assert.Throws<UserException>(() => new CpuBackend(1));
             Assert.Contains("sse9", exception.Message, StringComparison.Ordinal);
             Assert.Contains(CpuBackend.IsaVariable, exception.Message, StringComparison.Ordinal);
+        }
+        finally
+        {
+            Environment.SetEnvironmentVariable(CpuBackend.IsaVariable, before);
+        }
+    }
+
+    [Fact]
+    public void The_best_kernels_are_those_made_for_this_processor()
+    {
+        var before = Environment.GetEnvironmentVariable(CpuBackend.IsaVariable);
+        try
+        {
+            Environment.SetEnvironmentVariable(CpuBackend.IsaVariable, null);
+            var processor = File.ReadAllText("/proc/cpuinfo");
+            var widest = TestBackends.InstructionSets.Where(isa => isa != Isa.Avx512Zen).Max();
+            var expected = widest == Isa.Avx512 && processor.Contains("AuthenticAMD", StringComparison.Ordinal) ? Isa.Avx512Zen : widest;
+            using var backend = new CpuBackend(1);
+            Assert.Equal(TestBackends.Cpu(expected, 1).IsaName, backend.IsaName);
         }
         finally
         {

@@ -2,13 +2,19 @@ using System.Runtime.InteropServices;
 
 namespace PerturbNas.Backends.Cpu;
 
-/// <summary>Instruction sets that the CPU kernels are compiled for; <see cref="Best"/> is the widest that this processor has.</summary>
+/// <summary>
+/// What the CPU kernels are compiled for (enum pn_isa in kernels/perturbnas_kernels.h); <see cref="Best"/> is the widest that this
+/// processor has.
+/// </summary>
 public enum Isa
 {
     Best,
     Portable,
     Avx2,
     Avx512,
+
+    /// <summary>AVX-512 for processors where additions and moves between lanes do not take the place of multiply-adds.</summary>
+    Avx512Zen,
 }
 
 /// <summary>
@@ -17,7 +23,7 @@ public enum Isa
 /// </summary>
 public sealed unsafe class CpuBackend : Backend
 {
-    /// <summary>Environment variable that replaces <see cref="Isa.Best"/>: portable, avx2 or avx512.</summary>
+    /// <summary>Environment variable that replaces <see cref="Isa.Best"/>: portable, avx2, avx512 or avx512-zen.</summary>
     public const string IsaVariable = "PERTURBNAS_ISA";
 
     /// <summary>The interface version (PN_ABI_VERSION) of the kernel library that this program works with.</summary>
@@ -58,7 +64,7 @@ public sealed unsafe class CpuBackend : Backend
     /// <summary>Worker threads, the calling one among them.</summary>
     public int Threads => NativeKernels.ContextThreads(_context);
 
-    /// <summary>The instruction set in use: "portable", "avx2" or "avx512".</summary>
+    /// <summary>The instruction set in use: "portable", "avx2", "avx512" or "avx512-zen".</summary>
     public string IsaName => Marshal.PtrToStringUTF8(NativeKernels.ContextIsa(_context))!;
 
     /// <inheritdoc/>
@@ -244,8 +250,9 @@ public sealed unsafe class CpuBackend : Backend
         "portable" => Isa.Portable,
         "avx2" => Isa.Avx2,
         "avx512" => Isa.Avx512,
+        "avx512-zen" => Isa.Avx512Zen,
         var other => throw new UserException(
-            $"The environment variable {IsaVariable} is \"{other}\"; set it to portable, avx2 or avx512, or unset it."),
+            $"The environment variable {IsaVariable} is \"{other}\"; set it to portable, avx2, avx512 or avx512-zen, or unset it."),
     };
 
     private nint Map(long bytes)

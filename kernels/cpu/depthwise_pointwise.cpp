@@ -201,17 +201,20 @@ void depthwise_rows(const float* in, const TapRows* taps, int rows, const float*
 // out[p] = sum over r and taps k of in_r[p * S + k * D] * weights_r[k],
 // gradient_r[k] += sum over p of in_r[p * S + k * D] * dz[p]
 // for 0 <= p < count, a multiple of kRowPixels; dz is zero where there is no pixel. Rows of out follow one another, the
-// rows of dz begin with row dz_row of its ring.
+// rows of dz begin with row dz_row of its ring. Meanwhile it takes a step of `ahead` for every pixel.
 typedef void DepthwiseWithGradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
-                                   const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count);
+                                   const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count,
+                                   Ahead* ahead);
 
 template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
-                             const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count) {
+                             const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count,
+                             Ahead* ahead) {
   // With seven taps the pairs would take more registers than there are.
   constexpr bool kPaired = kSpareUnits && K == 5 && S == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
   constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
+  Ahead reads = *ahead;
   for (int r = 0; r < K; r++, weights += K * L, gradient += K * L) {
     vec w[K], w_shared[K], total[K][sets] = {}, total_shared[K] = {};
 #pragma GCC unroll 8
@@ -229,6 +232,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
       const float* row_dz = dz + dz_ring.offset(dz_row + i);
       float* row_out = out + int64_t(i) * count * L;
       for (int p0 = 0; p0 < count; p0 += P, row_in += P * S * L, row_out += P * L, row_dz += P * L) {
+        for (int i = 0; i < P; i += K) reads.step();
         vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++) {
@@ -274,6 +278,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
       store(gradient + k * L, sum);
     }
   }
+  *ahead = reads;
 }
 
 DepthwiseRows* select_rows(int taps, int stride, int dilation) {
@@ -836,14 +841,18 @@ void backward_image(const CallImage& run) {
   for (int oy = 0; oy < s.out_h; oy += call.tile_rows) {
     const int end = min(oy + call.tile_rows, s.out_h), rows = end - oy;
     load_gradient(s, a, image, oy, end, call.row_pixels, dy, call.plane);
+    // Brought in during the product; with weight gradients, one after the other during the product, the taps and the
+    // other product: all at once, lines would queue before what the arithmetic itself reads.
     Ahead ahead[3] = {run.next[0], run.next[1], run.next[2]};
     if (end < s.out_h) tile_reads(call, a, image, end, ahead);
+    const bool at_once = !call.want_weights;
     for (int row = oy; row < end; row++)
       product(
           Planes{dy + int64_t(row - oy) * call.row_pixels * L, call.plane, s.out_channels}, call.row_pixels,
           call.transposed, s.in_vectors,
           [&]() PN_LAMBDA_INLINE {
-            for (Ahead& memory : ahead) memory.step();
+            ahead[0].step();
+            if (at_once) ahead[1].step(), ahead[2].step();
             beside.step();
           },
           [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
@@ -862,12 +871,13 @@ void backward_image(const CallImage& run) {
                        call.depthwise + int64_t(v) * kernel_taps * L,
                        z + v * call.plane + int64_t(row - oy) * call.row_pixels * L,
                        dz.memory + v * dz.plane() + dz.left * L, dz, row, d_depthwise + int64_t(v) * kernel_taps * L,
-                       call.row_pixels);
+                       call.row_pixels, &ahead[2]);
       });
       for (int v = 0; v < s.in_vectors; v++)
-        product_gradient<false, false>(z + v * call.plane, L, min(L, s.in_channels - v * L), 0, dy, call.plane,
-                                       rows * call.row_pixels, s.out_vectors,
-                                       d_pointwise + int64_t(v) * L * s.out_vectors * L);
+        product_gradient<false>(
+            z + v * call.plane, L, min(L, s.in_channels - v * L),
+            [&](const float*) PN_LAMBDA_INLINE { ahead[1].step(), ahead[2].step(); }, dy, call.plane,
+            rows * call.row_pixels, s.out_vectors, d_pointwise + int64_t(v) * L * s.out_vectors * L);
     }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }

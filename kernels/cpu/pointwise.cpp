@@ -403,9 +403,17 @@ int32_t pointwise_backward(pn_context* context, const pn_pointwise* a) {
           float* to = sums;
           for (int i = 0; i < a->part_count && a->d_weight; i++) {
             const int channels = a->parts[i].channels;
-            const auto add = a->relu ? product_gradient<true, true> : product_gradient<false, true>;
-            add(a->parts[i].x + (image * s.in_pixels + source) * channels, int64_t(a->stride) * channels, channels,
-                s.in_ahead * channels, dy_run, plane, int(pixels), out_vectors, to);
+            const int64_t ahead = s.in_ahead * channels;
+            const auto add = [&](auto relu) PN_LAMBDA_INLINE {
+              product_gradient<relu.value>(
+                  a->parts[i].x + (image * s.in_pixels + source) * channels, int64_t(a->stride) * channels, channels,
+                  [ahead](const float* x) PN_LAMBDA_INLINE { __builtin_prefetch(x + ahead); }, dy_run, plane,
+                  int(pixels), out_vectors, to);
+            };
+            if (a->relu)
+              add(Constant<true>{});
+            else
+              add(Constant<false>{});
             to += channels * row;
           }
           if (!wanted) return;

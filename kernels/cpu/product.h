@@ -136,17 +136,18 @@ PN_INLINE void product(const Input& input, int pixels, const float* w, int vecto
 }
 
 // gradient rows r < R (`row` floats apart) += the product of channels r of x (through ReLU, if asked for) and V planes
-// of dy over pixels. With kAhead, x + ahead is prefetched.
-template <int R, int V, bool kRelu, bool kAhead>
-PN_INLINE void gradient_tile(const float* x, int64_t step, int64_t ahead, const float* dy, int64_t plane, int pixels,
+// of dy over pixels, of which those of x are x_step floats apart. step(x) is called for every pixel: a place for
+// prefetching.
+template <int R, int V, bool kRelu, class Step>
+PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const float* dy, int64_t plane, int pixels,
                              float* gradient, int64_t row) {
   vec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) sum[r][v] = load(gradient + r * row + v * L);
-  for (int p = 0; p < pixels; p++, x += step, dy += L) {
-    if (kAhead) __builtin_prefetch(x + ahead);
+  for (int p = 0; p < pixels; p++, x += x_step, dy += L) {
+    step(x);
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
@@ -166,11 +167,11 @@ PN_INLINE void gradient_tile(const float* x, int64_t step, int64_t ahead, const 
     for (int v = 0; v < V; v++) store(gradient + r * row + v * L, sum[r][v]);
 }
 
-// gradient [channels][vectors * kLanes] += the product of x (transposed), whose pixels are `step` floats apart, and the
-// planes of dy over pixels.
-template <bool kRelu, bool kAhead>
-void product_gradient(const float* x, int64_t step, int channels, int64_t ahead, const float* dy, int64_t plane,
-                      int pixels, int vectors, float* gradient) {
+// gradient [channels][vectors * kLanes] += the product of x (transposed), whose pixels are x_step floats apart, and the
+// planes of dy over pixels. step as in gradient_tile.
+template <bool kRelu, class Step>
+PN_INLINE void product_gradient(const float* x, int64_t x_step, int channels, Step step, const float* dy, int64_t plane,
+                                int pixels, int vectors, float* gradient) {
   const int64_t row = int64_t(vectors) * L;
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
     constexpr int V = decltype(width)::value, R = tile_extent(V);
@@ -178,12 +179,11 @@ void product_gradient(const float* x, int64_t step, int channels, int64_t ahead,
     float* g = gradient + v0 * L;
     int k = 0;
     for (; k + R <= channels; k += R)
-      gradient_tile<R, V, kRelu, kAhead>(x + k, step, ahead, d, plane, pixels, g + k * row, row);
+      gradient_tile<R, V, kRelu>(x + k, x_step, step, d, plane, pixels, g + k * row, row);
     if constexpr (R > 4)
       for (; k + 4 <= channels; k += 4)
-        gradient_tile<4, V, kRelu, kAhead>(x + k, step, ahead, d, plane, pixels, g + k * row, row);
-    for (; k < channels; k++)
-      gradient_tile<1, V, kRelu, kAhead>(x + k, step, ahead, d, plane, pixels, g + k * row, row);
+        gradient_tile<4, V, kRelu>(x + k, x_step, step, d, plane, pixels, g + k * row, row);
+    for (; k < channels; k++) gradient_tile<1, V, kRelu>(x + k, x_step, step, d, plane, pixels, g + k * row, row);
   });
 }
 

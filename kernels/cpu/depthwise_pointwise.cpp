@@ -201,7 +201,7 @@ void depthwise_rows(const float* in, const TapRows* taps, int rows, const float*
 // out[p] = sum over r and taps k of in_r[p * S + k * D] * weights_r[k],
 // gradient_r[k] += sum over p of in_r[p * S + k * D] * dz[p]
 // for 0 <= p < count, a multiple of kRowPixels; dz is zero where there is no pixel. Rows of out follow one another, the
-// rows of dz begin with row dz_row of its ring. Meanwhile it takes a step of `ahead` for every pixel.
+// rows of dz begin with row dz_row of its ring. Meanwhile it takes a step of `ahead` for every pixel, about.
 typedef void DepthwiseWithGradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
                                    const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count,
                                    Ahead* ahead);

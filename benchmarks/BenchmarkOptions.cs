@@ -123,14 +123,8 @@ internal sealed class BenchmarkOptions
     internal int TimedRepeats => Repeats ?? 5;
 
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
-    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) { Tf32 = Tf32 } : new CpuBackend(threads ?? Threads, Isa switch
-    {
-        "portable" => Backends.Cpu.Isa.Portable,
-        "avx2" => Backends.Cpu.Isa.Avx2,
-        "avx512" => Backends.Cpu.Isa.Avx512,
-        "avx512-zen" => Backends.Cpu.Isa.Avx512Zen,
-        _ => Backends.Cpu.Isa.Best,
-    });
+    public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) { Tf32 = Tf32 } : new CpuBackend(
+        threads ?? Threads, CpuBackend.Isas.FirstOrDefault(known => known.Name == Isa, ("best", Backends.Cpu.Isa.Best)).Isa);
 
     /// <summary>A backend's worker threads; those of the peer beside a CUDA device, whose host side has one.</summary>
     public static int ThreadsOf(Backend backend) => backend is CpuBackend cpu ? cpu.Threads : 1;
@@ -182,7 +176,7 @@ internal sealed class BenchmarkOptions
         RequireChoice("--device", Device, "cpu", "cuda");
         if (Tf32 && Device != "cuda")
             throw new UserException("--tf32 is for CUDA devices; leave it out, or give --device cuda.");
-        RequireChoice("--isa", Isa, "best", "portable", "avx2", "avx512", "avx512-zen");
+        RequireChoice("--isa", Isa, ["best", .. CpuBackend.Isas.Select(known => known.Name)]);
         RequireChoice("--peer-mode", PeerMode, "tuned", "stock", "both");
         SearchSpace.Load(Space);
         RequireRange("--channels", Channels, 2, 1024);

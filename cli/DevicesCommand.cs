@@ -133,7 +133,7 @@ internal static class DevicesCommand
     private static List<string> AvailableIsas()
     {
         List<string> names = [];
-        foreach (var isa in new[] { Isa.Portable, Isa.Avx2, Isa.Avx512, Isa.Avx512Zen })
+        foreach (var (_, isa) in CpuBackend.Isas)
             try
             {
                 using var backend = new CpuBackend(threads: 1, isa);

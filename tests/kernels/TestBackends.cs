@@ -22,7 +22,7 @@ internal static class TestBackends
     public static ReferenceBackend Reference { get; } = new();
 
     public static IReadOnlyList<Isa> InstructionSets { get; } =
-        [.. new[] { Isa.Portable, Isa.Avx2, Isa.Avx512, Isa.Avx512Zen }.Where(isa => TryCreate(isa) != null)];
+        [.. CpuBackend.Isas.Select(known => known.Isa).Where(isa => TryCreate(isa) != null)];
 
     public static CpuBackend Cpu(Isa isa, int threads) => CpuBackends.GetOrAdd((isa, threads), key => new CpuBackend(key.Item2, key.Item1));
 

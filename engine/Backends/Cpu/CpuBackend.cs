@@ -26,6 +26,10 @@ public sealed unsafe class CpuBackend : Backend
     /// <summary>Environment variable that replaces <see cref="Isa.Best"/>: portable, avx2, avx512 or avx512-zen.</summary>
     public const string IsaVariable = "PERTURBNAS_ISA";
 
+    /// <summary>What kernels are compiled for, by name, narrowest first; the processor may lack some.</summary>
+    public static IReadOnlyList<(string Name, Isa Isa)> Isas { get; } =
+        [("portable", Isa.Portable), ("avx2", Isa.Avx2), ("avx512", Isa.Avx512), ("avx512-zen", Isa.Avx512Zen)];
+
     /// <summary>The interface version (PN_ABI_VERSION) of the kernel library that this program works with.</summary>
     public const int KernelAbiVersion = NativeKernels.AbiVersion;
 
@@ -244,16 +248,17 @@ public sealed unsafe class CpuBackend : Backend
                 $"program needs {NativeKernels.AbiVersion}; rebuild the program.");
     }
 
-    private static Isa IsaFromEnvironment() => Environment.GetEnvironmentVariable(IsaVariable) switch
+    private static Isa IsaFromEnvironment()
     {
-        null or "" => Isa.Best,
-        "portable" => Isa.Portable,
-        "avx2" => Isa.Avx2,
-        "avx512" => Isa.Avx512,
-        "avx512-zen" => Isa.Avx512Zen,
-        var other => throw new UserException(
-            $"The environment variable {IsaVariable} is \"{other}\"; set it to portable, avx2, avx512 or avx512-zen, or unset it."),
-    };
+        var name = Environment.GetEnvironmentVariable(IsaVariable);
+        if (string.IsNullOrEmpty(name))
+            return Isa.Best;
+        foreach (var known in Isas)
+            if (known.Name == name)
+                return known.Isa;
+        throw new UserException($"The environment variable {IsaVariable} is \"{name}\"; set it to " +
+            $"{string.Join(", ", Isas.SkipLast(1).Select(known => known.Name))} or {Isas[^1].Name}, or unset it.");
+    }
 
     private nint Map(long bytes)
     {

@@ -124,7 +124,7 @@ internal sealed class BenchmarkOptions
 
     /// <summary>A backend as the options ask for it, with this many threads or as many as they say.</summary>
     public Backend NewBackend(int? threads = null) => Device == "cuda" ? new CudaBackend(DeviceKind.Cuda) { Tf32 = Tf32 } : new CpuBackend(
-        threads ?? Threads, CpuBackend.Isas.FirstOrDefault(known => known.Name == Isa, ("best", Backends.Cpu.Isa.Best)).Isa);
+        threads ?? Threads, Isa == "best" ? Backends.Cpu.Isa.Best : CpuBackend.Isas.Single(known => known.Name == Isa).Isa);
 
     /// <summary>A backend's worker threads; those of the peer beside a CUDA device, whose host side has one.</summary>
     public static int ThreadsOf(Backend backend) => backend is CpuBackend cpu ? cpu.Threads : 1;

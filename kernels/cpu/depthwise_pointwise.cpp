@@ -17,8 +17,9 @@ namespace {
 
 constexpr int kMaxKernel = 7;
 // Of a tile's depthwise output. Forward fits the first-level cache; backward holds too much for that anyway, and gains
-// more from long tiles.
-constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10, kInputGradientTileBytes = 32 << 10;
+// more from long tiles; but not where that cache has 32 KiB, as in processors without AVX-512.
+constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10;
+constexpr int kInputGradientTileBytes = (kManyRegisters ? 32 : 8) << 10;
 constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
 constexpr int kRowPixels = 8;  // of a depthwise product's register tile
@@ -168,7 +169,7 @@ PN_INLINE void for_depthwise_tiles(const float* in, const TapRows* taps, int row
           v[i] = load(row + i * L);
           const vec difference = i >= D ? v[i - D] - v[i] : vec{};
           for_products<kPaired, K, S, D, P>(
-              i, [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += v[i] * w[k]; },
+              i, [&](int p, int k) PN_LAMBDA_INLINE { multiply_add(sum[p], v[i], w[k]); },
               [&](int p, int k) PN_LAMBDA_INLINE { shared[pair_of<D>(p)] += v[i] * w_shared[k]; },
               [&](int p, int k) PN_LAMBDA_INLINE { sum[p] += difference * w[k]; },
               [&](int p, int k) PN_LAMBDA_INLINE { sum[p] -= difference * w[k]; });
@@ -426,7 +427,7 @@ struct ForwardCall {
   // A tile's output rows follow one another without padding; the slack takes what the register tiles compute beyond the
   // last pixel.
   int64_t plane;
-  int64_t ring_size, tile_size, statistics_row, depthwise_size;
+  int64_t ring_size, tile_size, statistics_size, depthwise_size;
   float *depthwise, *pointwise;
 
   explicit ForwardCall(const pn_depthwise_pointwise& a) : s(a) {
@@ -437,7 +438,7 @@ struct ForwardCall {
     streamed = is_streamed(a.y, a.out_channels, a.variants * a.images * s.out_size());
     ring_size = ring.floats(s.in_vectors);
     tile_size = plane * s.in_vectors;
-    statistics_row = int64_t(s.out_vectors) * L;
+    statistics_size = Statistics::floats(int64_t(tile_rows) * s.out_w, s.out_vectors);
     depthwise_size = int64_t(s.in_vectors) * s.kernel * s.kernel * L;
   }
 };
@@ -450,8 +451,8 @@ int32_t check_forward(const char* name, const void* args, CallNeeds* needs) {
   *needs = {a->images,
             a->variants,
             false,
-            kPlanBytes<ForwardCall> + 4 * (call.depthwise_size + a->in_channels * call.statistics_row),
-            4 * (call.ring_size + call.tile_size + 2 * call.statistics_row),
+            kPlanBytes<ForwardCall> + 4 * (call.depthwise_size + a->in_channels * int64_t(call.s.out_vectors) * L),
+            4 * (call.ring_size + call.tile_size + call.statistics_size),
             0,
             shared_input(call.s, *a)};
   return PN_OK;
@@ -482,7 +483,7 @@ void forward_image(const CallImage& run) {
   Ring ring = run.input ? whole_input(s) : call.ring;
   ring.memory = run.input ? run.input : static_cast<float*>(run.local);
   float* tile = static_cast<float*>(run.local) + call.ring_size;
-  float *mean = tile + call.tile_size, *squares = mean + call.statistics_row;
+  Statistics statistics(tile + call.tile_size, s.out_vectors);
   const float* x = a->x + image * s.in_size();
   const float* normalization =
       a->x_normalization ? a->x_normalization + image / a->images * 4 * s.in_channels : nullptr;
@@ -508,15 +509,15 @@ void forward_image(const CallImage& run) {
           const int count = pixels - p0;
           write_tile(sum, y_tile + int64_t(p0) * s.out_channels + v0 * L, s.out_channels, count,
                      s.out_channels - (v0 + V - 1) * L, call.streamed);
-          if (a->statistics) add_statistics(sum, oy * s.out_w + p0, count, mean + v0 * L, squares + v0 * L);
+          if (a->statistics) statistics.add(sum, oy * s.out_w, p0, pixels, v0);
         });
   }
   if (call.streamed) stream_fence();
   if (a->statistics) {
-    float* statistics = a->statistics + image * 2 * s.out_channels;
+    float* to = a->statistics + image * 2 * s.out_channels;
     for (int c = 0; c < s.out_channels; c += L) {
-      store_partial(statistics + c, load(mean + c), s.out_channels - c);
-      store_partial(statistics + s.out_channels + c, load(squares + c), s.out_channels - c);
+      store_partial(to + c, load(statistics.mean + c), s.out_channels - c);
+      store_partial(to + s.out_channels + c, load(statistics.squares + c), s.out_channels - c);
     }
   }
 }

@@ -11,12 +11,13 @@ namespace pn::PN_NAMESPACE {
 constexpr int kPartialSums = 16;
 
 // Memory that will be read soon, brought into the cache step by step during arithmetic.
+constexpr int kStepLines = kManyRegisters ? 1 : 2;
 struct Ahead {
   const float *next, *end;
   PN_INLINE void step() {
     if (next < end) {
-      __builtin_prefetch(next);
-      next += 16;
+#pragma GCC unroll 2
+      for (int i = 0; i < kStepLines; i++, next += 16) __builtin_prefetch(next);
     }
   }
 };

@@ -292,7 +292,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
   // Pixels that are multiplied together. Those of an output row are a constant distance apart.
   const int64_t block = a->stride == 2 && s.out_width % 16 == 8 ? 8 : 16;
   const int64_t row = int64_t(out_vectors) * L, copy_floats = block * s.in_channels;
-  const int64_t local = copy_floats + 2 * row, weight_floats = s.in_channels * row;
+  const int64_t local = copy_floats + Statistics::floats(block, out_vectors), weight_floats = s.in_channels * row;
   if (!reserve(context, weight_floats, local)) return fail(PN_OUT_OF_MEMORY, "pointwise_forward: no memory for tiles");
   float* weight = static_cast<float*>(context->shared.get(weight_floats * 4));
   pack_pointwise(a->weight, s.in_channels, a->out_channels, false, weight);
@@ -303,7 +303,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
   parallel_for(context, int64_t(s.variants) * a->images, [&](int64_t task, int thread) {
     const int64_t variant = task / a->images, image = task % a->images;
     float* copy = local_scratch(context, thread, local);
-    float *mean = copy + copy_floats, *squares = mean + row;
+    Statistics statistics(copy + copy_floats, out_vectors);
     float* y = a->y + task * s.out_pixels * a->y_channels + a->y_offset;
     for (int64_t begin = 0; begin < s.out_pixels; begin += block) {
       const int pixels = int(min<int64_t>(block, s.out_pixels - begin));
@@ -317,7 +317,7 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
               const int left = pixels - p0;
               write_tile(sum, y + (begin + p0) * a->y_channels + v0 * L, a->y_channels, left,
                          a->out_channels - (v0 + V - 1) * L, streamed);
-              if (a->statistics) add_statistics(sum, int(begin) + p0, left, mean + v0 * L, squares + v0 * L);
+              if (a->statistics) statistics.add(sum, int(begin), p0, pixels, v0);
             });
       };
       if (a->relu)
@@ -327,10 +327,10 @@ int32_t pointwise_forward(pn_context* context, const pn_pointwise* a) {
     }
     if (streamed) stream_fence();
     if (a->statistics) {
-      float* statistics = a->statistics + task * 2 * a->y_channels + a->y_offset;
+      float* to = a->statistics + task * 2 * a->y_channels + a->y_offset;
       for (int c = 0; c < a->out_channels; c += L) {
-        store_partial(statistics + c, load(mean + c), a->out_channels - c);
-        store_partial(statistics + a->y_channels + c, load(squares + c), a->out_channels - c);
+        store_partial(to + c, load(statistics.mean + c), a->out_channels - c);
+        store_partial(to + a->y_channels + c, load(statistics.squares + c), a->out_channels - c);
       }
     }
   });
@@ -403,12 +403,15 @@ int32_t pointwise_backward(pn_context* context, const pn_pointwise* a) {
           float* to = sums;
           for (int i = 0; i < a->part_count && a->d_weight; i++) {
             const int channels = a->parts[i].channels;
-            const int64_t ahead = s.in_ahead * channels;
+            const int64_t ahead = s.in_ahead * channels, step = int64_t(a->stride) * channels;
             const auto add = [&](auto relu) PN_LAMBDA_INLINE {
               product_gradient<relu.value>(
-                  a->parts[i].x + (image * s.in_pixels + source) * channels, int64_t(a->stride) * channels, channels,
-                  [ahead](const float* x) PN_LAMBDA_INLINE { __builtin_prefetch(x + ahead); }, dy_run, plane,
-                  int(pixels), out_vectors, to);
+                  a->parts[i].x + (image * s.in_pixels + source) * channels, step, channels,
+                  [ahead, step](const float* x) PN_LAMBDA_INLINE {
+#pragma GCC unroll 4
+                    for (int i = 0; i < kStepPixels; i++) __builtin_prefetch(x + i * step + ahead);
+                  },
+                  dy_run, plane, int(pixels), out_vectors, to);
             };
             if (a->relu)
               add(Constant<true>{});

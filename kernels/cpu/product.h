@@ -11,11 +11,13 @@ namespace pn::PN_NAMESPACE {
 
 constexpr int L = kLanes;
 
-// Register tiles. AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of
-// numbers).
-constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
-// Pixels (in the gradient: input channels) of a product's tile of one, two or three vectors of output channels.
+// Register tiles: input channels of a gradient's tile of one, two or three vectors of output channels, and pixels of a
+// product's.
 constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
+constexpr int tile_pixels(int vectors) { return kManyRegisters || vectors != 2 ? tile_extent(vectors) : 6; }
+
+// With few registers a step of arithmetic is short, and prefetching would be a large part of it.
+constexpr int kStepRows = kManyRegisters ? 1 : 4, kStepPixels = kStepRows;
 
 // How a number of vectors is divided for the pointwise products: the width of the next block.
 PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
@@ -75,7 +77,7 @@ PN_INLINE vec rectified(vec x) {
 }
 
 // The product of P pixels and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
-// step() is called for every row of w: a place for prefetching.
+// step() is called for every kStepRows rows of w: a place for prefetching.
 //
 // With one vector of columns every multiply-add takes a value of its own, in all lanes, so that loads limit the
 // product: there, if moves have a unit of their own, every third pixel loads four values at once and moves each to all
@@ -104,18 +106,33 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
           sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified<Input::kRelu>(splat(pixel(p)[k + i]))) * b;
       }
     }
-    for (; k < count; k++, w += V * L) {
-      step();
+    // Without steps there is nothing to save by taking several rows at a time.
+    constexpr int rows = __is_empty(Step) ? 1 : kStepRows;
+    const auto add_row = [&](int i) PN_LAMBDA_INLINE {
       vec b[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) b[v] = load(w + v * L);
+      for (int v = 0; v < V; v++) b[v] = load(w + (i * V + v) * L);
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++) {
-        const vec x = rectified<Input::kRelu>(splat(pixel(p)[k]));
+        const vec x = rectified<Input::kRelu>(splat(pixel(p)[k + i]));
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[p][v] += x * b[v];
+        for (int v = 0; v < V; v++)
+          if (rows > 1)
+            multiply_add(sum[p][v], x, b[v]);
+          else
+            sum[p][v] += x * b[v];
       }
+    };
+    // Where it knows that there are two rounds at most, the compiler makes two loops of it, with the sums in other
+    // registers.
+    if (rows > 1) asm("" : "+r"(count));
+    for (; k + rows <= count; k += rows, w += rows * V * L) {
+      step();
+#pragma GCC unroll 4
+      for (int i = 0; i < rows; i++) add_row(i);
     }
+    if (unlikely(rows > 1 && k < count))
+      for (; k < count; k++, w += V * L) add_row(0);
   });
   finish(sum);
 }
@@ -125,19 +142,25 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
 template <class Input, class Step, class Finish>
 PN_INLINE void product(const Input& input, int pixels, const float* w, int vectors, Step step, Finish finish) {
   for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
-    constexpr int V = decltype(width)::value, P = tile_extent(V);
+    constexpr int V = decltype(width)::value, P = tile_pixels(V), small = P == 6 ? 4 : min(P, 8);
     const float* columns = w + int64_t(v0) * input.depth * L;
     int p0 = 0;
-    for (; p0 < pixels && (P < 16 || pixels - p0 > 8); p0 += P)
-      product_tile<P, V>(input.from(p0), columns, step, [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
-    if (P == 16 && p0 < pixels)
-      product_tile<8, V>(input.from(p0), columns, step, [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
+    const auto tile = [&](auto extent) PN_LAMBDA_INLINE {
+      product_tile<extent.value, V>(input.from(p0), columns, step,
+                                    [&](const auto& sum) PN_LAMBDA_INLINE { finish(sum, p0, v0); });
+      p0 += extent.value;
+    };
+    // A multiple of four is covered exactly by tiles of 6 and 4.
+    const auto takes_large = [](int left) PN_LAMBDA_INLINE { return left > small && !(P == 6 && left == 8); };
+    if constexpr (P > small)
+      while (takes_large(pixels - p0)) tile(Constant<P>{});
+    while (p0 < pixels) tile(Constant<small>{});
   });
 }
 
 // gradient rows r < R (`row` floats apart) += the product of channels r of x (through ReLU, if asked for) and V planes
-// of dy over pixels, of which those of x are x_step floats apart. step(x) is called for every pixel: a place for
-// prefetching.
+// of dy over pixels, of which those of x are x_step floats apart. step(x) is called for every kStepPixels pixels: a
+// place for prefetching.
 template <int R, int V, bool kRelu, class Step>
 PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const float* dy, int64_t plane, int pixels,
                              float* gradient, int64_t row) {
@@ -146,8 +169,7 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) sum[r][v] = load(gradient + r * row + v * L);
-  for (int p = 0; p < pixels; p++, x += x_step, dy += L) {
-    step(x);
+  const auto add_pixel = [&](const float* x, const float* dy) PN_LAMBDA_INLINE {
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
@@ -158,9 +180,16 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
       if (moved && r % 4 == 0) four = rectified<kRelu>(load_four(x + r));
       const vec value = !moved ? rectified<kRelu>(splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sum[r][v] += value * d[v];
+      for (int v = 0; v < V; v++) multiply_add(sum[r][v], value, d[v]);
     }
+  };
+  int p = 0;
+  for (; p + kStepPixels <= pixels; p += kStepPixels, x += kStepPixels * x_step, dy += kStepPixels * L) {
+    step(x);
+#pragma GCC unroll 4
+    for (int i = 0; i < kStepPixels; i++) add_pixel(x + i * x_step, dy + i * L);
   }
+  for (; kStepPixels > 1 && p < pixels; p++, x += x_step, dy += L) add_pixel(x, dy);
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -224,51 +253,82 @@ PN_INLINE void load_gradient_pixels(const float* g, const float* y, const vec (&
   }
 }
 
-// Merges a register tile's `count` valid pixels into the statistics of the `before` pixels of the image that came
-// first. Sums are of deviations from the mean so far (at first: from the first pixel), because sums of the values
-// themselves would lose the variance where the mean is large.
-template <int P, int V>
-PN_INLINE void add_statistics(const vec (&sum)[P][V], int before, int count, float* mean, float* squares) {
-  const float weight = 1.0f / float(before + min(count, P));
-#pragma GCC unroll 4
-  for (int v = 0; v < V; v++) {
-    const vec shift = before == 0 ? sum[0][v] : load(mean + v * L);
-    vec s1 = vec{}, s2 = vec{};
-    if (count >= P) {
-      vec t1 = vec{}, t2 = vec{};  // two chains each, to cover the latency of additions
-#pragma GCC unroll 16
-      for (int p = 0; p < P; p += 2) {
-        const vec d = sum[p][v] - shift, e = sum[p + 1][v] - shift;
-        s1 += d, t1 += e;
-        s2 += d * d, t2 += e * e;
-      }
-      s1 += t1, s2 += t2;
-    } else {
-#pragma GCC unroll 16
-      for (int p = 0; p < P; p++)
-        if (p < count) {
-          const vec d = sum[p][v] - shift;
-          s1 += d;
-          s2 += d * d;
-        }
-    }
-    const vec step = s1 * weight;
-    store(mean + v * L, shift + step);
-    store(squares + v * L, (before == 0 ? vec{} : load(squares + v * L)) + relu(s2 - s1 * step));
+// The statistics of an image's pixels, from one product after the other. Sums are of deviations from the mean of the
+// products before (in the first one: from the first pixel), because sums of the values themselves would lose the
+// variance where the mean is large. Mean and squares change once a product, so that its register tiles do not wait for
+// one another, and there are few divisions.
+struct Statistics {
+  float *mean, *squares;  // [vectors][kLanes]; squares: sums of squared deviations from the mean
+  float* sums;            // [tiles of a product][2][most vectors of a tile][kLanes]
+  int tiles = 0;
+
+  static constexpr int64_t floats(int64_t pixels, int vectors) {
+    return int64_t(vectors) * 2 * L + (pixels / 4 + 1) * 2 * 3 * L;
   }
-}
+  Statistics(float* memory, int vectors)
+      : mean(memory), squares(mean + int64_t(vectors) * L), sums(squares + int64_t(vectors) * L) {}
+
+  // A register tile, from pixel p0 and vector v0 on, of a product of `pixels`, which follow `before` pixels of the
+  // image.
+  template <int P, int V>
+  PN_INLINE void add(const vec (&sum)[P][V], int before, int p0, int pixels, int v0) {
+    if (unlikely(p0 == 0)) {
+      tiles = 0;
+      if (before == 0) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+          store(mean + (v0 + v) * L, sum[0][v]);
+          store(squares + (v0 + v) * L, vec{});
+        }
+      }
+    }
+    const int count = pixels - p0;
+    float* to = sums + int64_t(tiles++) * 2 * V * L;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const vec shift = load(mean + (v0 + v) * L);
+      vec s[2] = {}, t[2] = {};  // two chains each, to cover the latency of additions
+      if (!unlikely(count < P)) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++) {
+          const vec d = sum[p][v] - shift;
+          s[p % 2] = p < 2 ? d : s[p % 2] + d;
+          t[p % 2] = p < 2 ? d * d : t[p % 2] + d * d;
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++)
+          if (p < count) {
+            const vec d = sum[p][v] - shift;
+            s[0] += d, t[0] += d * d;
+          }
+      }
+      store(to + v * L, s[0] + s[1]);
+      store(to + (V + v) * L, t[0] + t[1]);
+    }
+    if (unlikely(count <= P)) merge<V>(before + pixels, v0);
+  }
+
+ private:
+  template <int V>
+  void merge(int pixels, int v0) {
+    const float weight = 1.0f / float(pixels);
+    for (int v = 0; v < V; v++) {
+      vec s{}, t{};
+      const float* from = sums + v * L;
+      for (int i = 0; i < tiles; i++, from += 2 * V * L) s += load(from), t += load(from + V * L);
+      const vec step = s * weight;
+      float *m = mean + (v0 + v) * L, *q = squares + (v0 + v) * L;
+      store(m, load(m) + step);
+      store(q, load(q) + relu(t - s * step));
+    }
+  }
+};
 
 // Writes a register tile's first `count` pixels, `step` floats apart, of the last vector `lanes` channels.
 template <int P, int V>
 PN_INLINE void write_tile(const vec (&sum)[P][V], float* out, int64_t step, int count, int lanes, bool streamed) {
-  if (streamed) {
-#pragma GCC unroll 16
-    for (int p = 0; p < P; p++, out += step)
-      if (p < count) {
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) stream(out + v * L, sum[p][v]);
-      }
-  } else {
+  if (unlikely(count < P || lanes < L)) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++, out += step)
       if (p < count) {
@@ -276,6 +336,16 @@ PN_INLINE void write_tile(const vec (&sum)[P][V], float* out, int64_t step, int 
         for (int v = 0; v < V - 1; v++) store(out + v * L, sum[p][v]);
         store_partial(out + (V - 1) * L, sum[p][V - 1], lanes);
       }
+  } else if (streamed) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++, out += step)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) stream(out + v * L, sum[p][v]);
+  } else {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++, out += step)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) store(out + v * L, sum[p][v]);
   }
 }
 

@@ -15,6 +15,9 @@ namespace pn::PN_NAMESPACE {
 
 constexpr int kLanes = PN_VECTOR_BYTES / 4;
 
+// AVX-512 has 32 registers, the narrower x86 sets have 16 (NEON's 32 are not worth a third set of numbers).
+constexpr bool kManyRegisters = PN_VECTOR_BYTES == 64;
+
 // Whether additions, and moves between lanes, have units of their own beside those of the multiply-adds: so on AMD's
 // Zen; on Intel's processors they take the place of multiply-adds.
 #if defined(PN_SPARE_UNITS)
@@ -49,6 +52,16 @@ PN_INLINE void stream_fence() {
 #endif
 }
 PN_INLINE vec splat(float x) { return x - vec{}; }  // x + 0 would cost an addition: it turns -0 into 0
+
+// sum += a * b. With few registers in the register of the sum, where the compiler would not leave it in long loops:
+// it would move sums between registers and memory.
+PN_INLINE void multiply_add(vec& sum, vec a, vec b) {
+#if PN_VECTOR_BYTES == 32
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum += a * b;
+#endif
+}
 
 // Four floats, in every quarter of the vector, and number i of them (a constant) in all lanes.
 PN_INLINE vec load_four(const float* p) {
@@ -142,6 +155,9 @@ PN_INLINE vec relu(vec v) {
 #endif
 }
 
+// A condition that seldom holds: what it guards must not cost the other code registers.
+PN_INLINE bool unlikely(bool condition) { return __builtin_expect(condition, 0); }
+
 template <auto V>
 struct Constant {
   static constexpr auto value = V;
@@ -149,7 +165,7 @@ struct Constant {
 
 PN_INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 template <class T>
-PN_INLINE T min(T a, T b) {
+PN_INLINE constexpr T min(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>

@@ -10,8 +10,10 @@ namespace pn::PN_NAMESPACE {
 // but those of 64 channels take more of the caches than the images do.
 constexpr int kPartialSums = 16;
 
-// Memory that will be read soon, brought into the cache step by step during arithmetic.
+// Lines of the cache that a step brings: with few registers, arithmetic takes fewer steps (kStepRows, kStepPixels).
 constexpr int kStepLines = kManyRegisters ? 1 : 2;
+
+// Memory that will be read soon, brought into the cache step by step during arithmetic.
 struct Ahead {
   const float *next, *end;
   PN_INLINE void step() {

@@ -106,7 +106,8 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
           sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified<Input::kRelu>(splat(pixel(p)[k + i]))) * b;
       }
     }
-    // Without steps there is nothing to save by taking several rows at a time.
+    // Without steps there is nothing to save by taking several rows at a time, and the compiler leaves the sums of such
+    // a loop where they are.
     constexpr int rows = __is_empty(Step) ? 1 : kStepRows;
     const auto add_row = [&](int i) PN_LAMBDA_INLINE {
       vec b[V];

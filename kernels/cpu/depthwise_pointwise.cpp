@@ -465,7 +465,7 @@ void prepare_forward(const void* args, void* shared) {
   call.depthwise = after_plan<ForwardCall>(shared);
   call.pointwise = call.depthwise + call.depthwise_size;
   pack_depthwise(call.s, a.depthwise, call.depthwise);
-  pack_pointwise(a.pointwise, a.in_channels, a.out_channels, false, call.pointwise);
+  pack_pointwise<kWidestOutput>(a.pointwise, a.in_channels, a.out_channels, false, call.pointwise);
 }
 
 void forward_reads_first(const void* args, const void* shared, int64_t image, Ahead* next) {
@@ -499,7 +499,7 @@ void forward_image(const CallImage& run) {
     float* y_tile = y + int64_t(oy) * s.out_w * s.out_channels;
     if (!run.input_is_ready)
       ahead = end < s.out_h ? input_ahead(s, x, filled, min(end + tile_rows, s.out_h)) : run.next[0];
-    product(
+    product<kWidestOutput>(
         Planes{tile, plane, s.in_channels}, pixels, call.pointwise, s.out_vectors,
         [&]() PN_LAMBDA_INLINE {
           ahead.step();

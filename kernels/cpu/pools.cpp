@@ -1,7 +1,13 @@
 // The operations without weights on an image x, one image per task: the statistics of the pooled image (and, if asked
-// for, the image itself), and the gradient of both pools and the skip connection. Backward goes by rows: the gradients
-// of a row of outputs are added up over all nodes that take it, and once all windows that reach an input row are known,
-// they are spread over its pixels, first along the columns and then along the row.
+// for, the image itself), and the gradient of both pools and the skip connection.
+//
+// Backward goes by rows of windows. Pooling is separable: every input row is reduced along itself once, and a window
+// combines up to three of them. The gradients of a row of windows are added up over all nodes that take it, and those
+// of maxima given to the first of the three rows that has the maximum; once all windows that reach an input row are
+// known, its gradients go to its pixels, those of maxima to the first of the three that has the row's. So they go to
+// the first maximum in row-major order.
+#include <string.h>
+
 #include "cpu/group.h"
 #include "cpu/pooled_rows.h"
 
@@ -10,25 +16,6 @@ namespace pn::PN_NAMESPACE {
 namespace {
 
 constexpr int kPools[] = {PN_POOL_MAX_3X3, PN_POOL_AVG_3X3};
-
-PN_INLINE ivec load_positions(const uint8_t* p, int n) {
-  if (n >= kLanes) return __builtin_convertvector(*reinterpret_cast<const unaligned_byte_vec*>(p), ivec);
-  ivec v{};
-  for (int i = 0; i < n; i++) v[i] = p[i];
-  return v;
-}
-
-// sum, plus v where the positions at p equal `position`.
-PN_INLINE vec add_where(const uint8_t* p, int position, vec sum, vec v, int n) {
-#if PN_VECTOR_BYTES == 64
-  if (n >= kLanes) {
-    const __m128i positions = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return vec(_mm512_mask_add_ps(__m512(sum), _mm_cmpeq_epi8_mask(positions, _mm_set1_epi8(char(position))),
-                                  __m512(sum), __m512(v)));
-  }
-#endif
-  return sum + (load_positions(p, n) == position ? v : vec{});
-}
 
 // Adds a row of pixels to the statistics of the `before` pixels above it. The deviations are taken from the mean so far
 // (first row: the first pixel), which keeps them small: with s and q their sums, the mean moves by s / (before +
@@ -108,30 +95,53 @@ bool is_taken(const pn_pool* a, int pooling) {
   return taken;
 }
 
-// A row of outputs of an image: of every y that some node takes, by pn_pooling, its values and where its gradient goes
-// to; null otherwise.
-struct GradientRow {
-  const float* y[3];
-  float* dy[3];
-  float average_share;  // what the average's gradient is multiplied by
-  bool accumulate;      // the skip connection's gradient
+// Whether v, which takes part in a maximum, is the maximum, unless one before it is: not-a-number wins.
+PN_INLINE mask is_maximum(vec v, vec maximum) { return equal(v, maximum) | is_nan(v); }
+
+// A row of windows, and rows of the input that it reaches, the first of them first. Of what no node takes the pointers
+// are null.
+struct WindowRow {
+  int64_t g;                // where it begins in every g
+  const float* maxima[3];   // of the windows' columns, along each of the rows
+  const float* sums[3];     // the same
+  const float* before[3];   // gradients of the rows' maxima, from the rows of windows above,
+  float* with[3];           // and with this row's
+  float* average_gradient;  // of every pixel of the window
+  const float* x;           // of the skip connection: the row itself,
+  float* dx;                // and where its gradient goes,
+  bool accumulate;          // which may be added to
 };
 
-// For `Pixels` pixels and a vector of channels, from element i of the row on. g_row: where the row begins in every g.
-// slope, constant: of every y the sums over the nodes of b and c.
-template <int Pixels>
-PN_INLINE void add_gradients(const pn_pool* a, const GradientRow& row, int64_t g_row, int64_t i, int64_t c,
-                             const vec* slope, const vec* constant, int lanes) {
+// For `Pixels` windows and a vector of channels, from element i of the row on, and `Rows` rows of the input. The
+// gradient of every y is the sum over the nodes that take it of a * g + b * y + c; slope and constant are the sums of b
+// and c. share: the reciprocal of the number of pixels in a window.
+template <int Rows, int Pixels>
+PN_INLINE void add_gradients(const pn_pool* a, const WindowRow& row, int64_t i, int64_t c, const vec* slope,
+                             const vec* constant, vec share, int lanes) {
   const int channels = a->channels;
-  vec sums[3][Pixels];
-#pragma GCC unroll 3
-  for (int k = 0; k < 3; k++)
-    for (int p = 0; p < Pixels; p++)
-      sums[k][p] = row.dy[k] ? slope[k] * load_partial(row.y[k] + i + p * channels, lanes) + constant[k] : vec{};
+  const bool taken[] = {row.dx != nullptr, row.maxima[0] != nullptr, row.average_gradient != nullptr};
+  vec maxima[Pixels] = {}, gradients[3][Pixels] = {};
+#pragma GCC unroll 4
+  for (int p = 0; p < Pixels; p++) {
+    const int64_t at = i + p * channels;
+    if (taken[PN_POOL_NONE])
+      gradients[PN_POOL_NONE][p] = slope[PN_POOL_NONE] * load_partial(row.x + at, lanes) + constant[PN_POOL_NONE];
+    if (taken[PN_POOL_MAX_3X3]) {
+      maxima[p] = load_partial(row.maxima[0] + at, lanes);
+      for (int r = 1; r < Rows; r++) maxima[p] = maximum(maxima[p], load_partial(row.maxima[r] + at, lanes));
+      gradients[PN_POOL_MAX_3X3][p] = slope[PN_POOL_MAX_3X3] * maxima[p] + constant[PN_POOL_MAX_3X3];
+    }
+    if (taken[PN_POOL_AVG_3X3]) {
+      vec sum = load_partial(row.sums[0] + at, lanes);
+      for (int r = 1; r < Rows; r++) sum += load_partial(row.sums[r] + at, lanes);
+      gradients[PN_POOL_AVG_3X3][p] = slope[PN_POOL_AVG_3X3] * (sum * share) + constant[PN_POOL_AVG_3X3];
+    }
+  }
   for (int n = 0; n < a->gradient_count; n++) {
     const pn_pool_gradient& gradient = a->gradients[n];
-    const float* from = gradient.g + g_row + i;
+    const float* from = gradient.g + row.g + i;
     vec g[Pixels];
+#pragma GCC unroll 4
     for (int p = 0; p < Pixels; p++) {
       __builtin_prefetch(from + p * channels + kPoolAhead);
       g[p] = load_partial(from + p * channels, lanes);
@@ -140,24 +150,38 @@ PN_INLINE void add_gradients(const pn_pool* a, const GradientRow& row, int64_t g
     for (int k = 0; k < 3; k++)
       if (gradient.coefficients[k]) {
         const vec factor = load_partial(gradient.coefficients[k] + c, lanes);
-        for (int p = 0; p < Pixels; p++) sums[k][p] += factor * g[p];
+#pragma GCC unroll 4
+        for (int p = 0; p < Pixels; p++) gradients[k][p] += factor * g[p];
       }
   }
-#pragma GCC unroll 3
-  for (int k = 0; k < 3; k++)
-    for (int p = 0; p < Pixels && row.dy[k]; p++) {
-      float* dy = row.dy[k] + i + p * channels;
-      if (k == PN_POOL_AVG_3X3) sums[k][p] *= splat(row.average_share);
-      if (k == PN_POOL_NONE && row.accumulate) sums[k][p] += load_partial(dy, lanes);
-      store_partial(dy, sums[k][p], lanes);
+#pragma GCC unroll 4
+  for (int p = 0; p < Pixels; p++) {
+    const int64_t at = i + p * channels;
+    if (taken[PN_POOL_NONE]) {
+      vec d = gradients[PN_POOL_NONE][p];
+      if (row.accumulate) d += load_partial(row.dx + at, lanes);
+      store_partial(row.dx + at, d, lanes);
     }
+    if (taken[PN_POOL_AVG_3X3]) store_partial(row.average_gradient + at, gradients[PN_POOL_AVG_3X3][p] * share, lanes);
+    if (taken[PN_POOL_MAX_3X3]) {
+      mask left = ~mask{};
+      for (int r = 0; r < Rows; r++) {
+        mask here = left;  // in the last row whatever was not in the others
+        if (r + 1 < Rows) here &= is_maximum(load_partial(row.maxima[r] + at, lanes), maxima[p]);
+        left &= ~here;
+        const vec before = load_partial(row.before[r] + at, lanes);
+        store_partial(row.with[r] + at, add_where(here, before, gradients[PN_POOL_MAX_3X3][p]), lanes);
+      }
+    }
+  }
 }
 
-// The gradient of every y is the sum over the nodes that take it of a * g + b * y + c. oy: which row of outputs.
-void gradient_row(const pn_pool* a, int64_t image, int oy, const GradientRow& row) {
-  constexpr int kPixels = 4;
-  const int channels = a->channels, out_width = out_extent(a->width, a->stride);
-  const int64_t g_row = (image * out_extent(a->height, a->stride) + oy) * out_width * channels;
+template <int Rows>
+void add_gradients(const pn_pool* a, const PoolShape& shape, const WindowRow& row) {
+  constexpr int kPixels = kManyRegisters ? 4 : 2;
+  const int channels = a->channels, out_width = shape.out_width();
+  // Windows between the first and this one have three columns; there is one more at most.
+  const int inner = shape.width > 2 ? (shape.width - 2) / shape.stride + 1 : 1;
   for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
     vec slope[3]{}, constant[3]{};
     for (int n = 0; n < a->gradient_count; n++)
@@ -166,166 +190,151 @@ void gradient_row(const pn_pool* a, int64_t image, int oy, const GradientRow& ro
           slope[k] += load_partial(coefficients + channels + c, lanes);
           constant[k] += load_partial(coefficients + 2 * channels + c, lanes);
         }
-    int ox = 0;
-    for (; ox + kPixels <= out_width; ox += kPixels)
-      add_gradients<kPixels>(a, row, g_row, int64_t(ox) * channels + c, c, slope, constant, lanes);
-    for (; ox < out_width; ox++) add_gradients<1>(a, row, g_row, int64_t(ox) * channels + c, c, slope, constant, lanes);
-    // The share is that of the inner columns.
-    for (ox = 0; row.dy[PN_POOL_AVG_3X3] && ox < out_width; ox += max(1, out_width - 1)) {
-      float* edge = row.dy[PN_POOL_AVG_3X3] + int64_t(ox) * channels + c;
-      store_partial(edge, load_partial(edge, lanes) * splat(3 / float(taps_inside(ox, a->width, a->stride).count)),
-                    lanes);
-    }
+    const auto add = [&](auto pixels, int ox) PN_LAMBDA_INLINE {
+      const int columns = ox == 0 || ox >= inner ? taps_inside(ox, shape.width, shape.stride).count : 3;
+      add_gradients<Rows, pixels.value>(a, row, int64_t(ox) * channels + c, c, slope, constant,
+                                        splat(1.0f / float(Rows * columns)), lanes);
+    };
+    add(Constant<1>{}, 0);
+    int ox = 1;
+    for (; ox + kPixels <= inner; ox += kPixels) add(Constant<kPixels>{}, ox);
+    for (; ox < out_width; ox++) add(Constant<1>{}, ox);
   });
 }
 
-// The windows that contain position i of one dimension: outputs first .. first + count - 1. Position i is tap `tap` of
-// the first window, and `stride` less in each one after.
+// The windows that contain position i of one dimension: outputs first .. first + count - 1.
 struct Containing {
-  int first, count, tap;
+  int first, count;
 };
 PN_INLINE Containing windows_of(int i, int out, int stride) {
   const int first = max(0, (i + stride - 2) / stride);
-  return {first, min(out - 1, (i + 1) / stride) - first + 1, i + 1 - first * stride};
+  return {first, min(out - 1, (i + 1) / stride) - first + 1};
 }
 
-// sum = the sum over Rows rows of windows of the gradients that go to an input row: of the maximum, those that were
-// taken from it.
-template <bool Max, int Rows>
-void add_rows(const float* const* dy, const uint8_t* const* rows, int tap, int stride, int64_t n, float* sums) {
-  const float* dys[Rows];
-  const uint8_t* rows_of[Rows];
-  for (int k = 0; k < Rows; k++) dys[k] = dy[k], rows_of[k] = rows[k];
-  for_vectors(n, [&](int64_t i, int lanes) PN_LAMBDA_INLINE {
-    vec sum{};
-    for (int k = 0; k < Rows; k++) {
-      const vec v = load_partial(dys[k] + i, lanes);
-      sum = Max ? add_where(rows_of[k] + i, tap - k * stride, sum, v, lanes) : sum + v;
+// dx (+)= the gradients of an input row x, once all windows that reach it are known: of its maxima along the row, and
+// of the averages of up to three rows of windows. maxima, averages[0]: null if no node takes them.
+template <int Stride>
+void spread_row(const PoolShape& shape, const float* x, const float* maxima, const float* gradients,
+                const float* const* averages, bool accumulate, float* dx) {
+  const int channels = shape.channels, width = shape.width, out_width = shape.out_width();
+  const auto spread = [&](auto of_maxima, auto of_averages, int64_t c, int lanes) PN_LAMBDA_INLINE {
+    const auto at = [&](const float* row, int i)
+                        PN_LAMBDA_INLINE { return load_partial(row + int64_t(i) * channels + c, lanes); };
+    const auto put = [&](int ix, vec d) PN_LAMBDA_INLINE {
+      if (accumulate) d += at(dx, ix);
+      store_partial(dx + int64_t(ix) * channels + c, d, lanes);
+    };
+    vec before{}, here{};  // of the pixels left and in the middle of a window, from the windows before
+    vec x_left{};
+    const auto window = [&](auto has_left, auto has_right, int ox) PN_LAMBDA_INLINE {
+      vec left{}, middle{}, right{};
+      if (of_averages.value) left = middle = right = at(averages[0], ox) + at(averages[1], ox) + at(averages[2], ox);
+      if (of_maxima.value) {
+        const vec largest = at(maxima, ox), gradient = at(gradients, ox), x_middle = at(x, ox * Stride);
+        if (Stride == 2 && has_left.value) x_left = at(x, ox * Stride - 1);
+        mask in_left{}, in_middle = ~mask{};
+        if (has_left.value) in_left = is_maximum(x_left, largest);
+        if (has_right.value) in_middle = is_maximum(x_middle, largest);
+        in_middle &= ~in_left;
+        left = add_where(in_left, left, gradient);
+        middle = add_where(in_middle, middle, gradient);
+        right = add_where(~(in_left | in_middle), right, gradient);
+        x_left = x_middle;
+      }
+      if (has_left.value) put(ox * Stride - 1, before + left);
+      if (Stride == 1) {
+        before = here + middle, here = right;
+      } else {
+        put(ox * Stride, middle);
+        before = right;
+      }
+    };
+    const Constant<true> there{};
+    const Constant<false> missing{};
+    if (width == 1) {
+      window(missing, missing, 0);
+    } else {
+      window(missing, there, 0);
+      const int inner = (width - 2) / Stride;  // last window with three columns
+      for (int ox = 1; ox <= inner; ox++) window(there, there, ox);
+      if (inner + 1 < out_width) window(there, missing, inner + 1);
     }
-    store_partial(sums + i, sum, lanes);
+    if (Stride == 1 || width % 2 == 0) put(width - 1, before);
+  };
+  for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+    if (maxima && averages[0])
+      spread(Constant<true>{}, Constant<true>{}, c, lanes);
+    else if (maxima)
+      spread(Constant<true>{}, Constant<false>{}, c, lanes);
+    else
+      spread(Constant<false>{}, Constant<true>{}, c, lanes);
   });
 }
 
-// dx (+)= the same along the row, over Columns windows: for every stride-th of `pixels` pixels. sums, columns: at the
-// first window of the first pixel.
-template <bool Max, int Columns>
-void add_columns(const float* sums, const uint8_t* columns, int tap, int stride, int channels, int pixels,
-                 bool accumulate, float* dx) {
-  // With stride 1 the row is flat.
-  const int64_t n = int64_t(stride == 1 ? pixels : 1) * channels;
-  for (int64_t pixel = 0; pixel < int64_t(pixels) * channels; pixel += n)
-    for_vectors(n, [&](int64_t i, int lanes) PN_LAMBDA_INLINE {
-      float* to = dx + pixel * stride + i;
-      vec sum = accumulate ? load_partial(to, lanes) : vec{};
-      for (int k = 0; k < Columns; k++) {
-        const int64_t at = pixel + i + k * channels;
-        const vec v = load_partial(sums + at, lanes);
-        sum = Max ? add_where(columns + at, tap - k * stride, sum, v, lanes) : sum + v;
-      }
-      store_partial(to, sum, lanes);
+// An input row's maxima and sums along itself, one for every window; `maxima` is null if not wanted.
+void reduce_row(const PoolShape& shape, const float* x, float* maxima, float* sums) {
+  const auto reduce = [&](auto max) PN_LAMBDA_INLINE {
+    for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
+      pool_row<1, max.value>(shape, x, c, lanes, [&](int ox, vec maximum, vec sum, vec) PN_LAMBDA_INLINE {
+        const int64_t i = int64_t(ox) * shape.channels + c;
+        if (max.value) store_partial(maxima + i, maximum, lanes);
+        store_partial(sums + i, sum, lanes);
+      });
     });
+  };
+  maxima ? reduce(Constant<true>{}) : reduce(Constant<false>{});
 }
 
-// The gradients of the last three rows of windows of one pool, on their way to the rows of the input.
-template <bool Max>
-class Windows {
- public:
-  static int64_t bytes(const PoolShape& shape) {
-    return 4 * (3 * pooled_floats(shape) + padded_floats(shape)) + (Max ? 3 * pooled_floats(shape) : 0);
-  }
-
-  Windows(const PoolShape& shape, char* memory)
-      : shape_(shape),
-        sums_(reinterpret_cast<float*>(memory)),
-        dy_(sums_ + padded_floats(shape)),
-        rows_(reinterpret_cast<uint8_t*>(dy_ + 3 * pooled_floats(shape))) {
-    memset(sums_, 0, size_t(4 * padded_floats(shape)));
-  }
-
-  // Of a row of windows: the gradients, and of the maximum the rows of the windows that it was taken from.
-  float* dy(int oy) { return dy_ + oy % 3 * pooled_floats(shape_); }
-  uint8_t* rows(int oy) { return rows_ + oy % 3 * pooled_floats(shape_); }
-
-  // dx (+)= the share of row iy of the input, once all windows that contain it are there. columns: of the maxima along
-  // this row (see MaximumRows).
-  void spread(int iy, const uint8_t* columns, bool accumulate, float* dx) {
-    const int channels = shape_.channels, stride = shape_.stride, width = shape_.width;
-    const Containing windows = windows_of(iy, shape_.out_height(), stride);
-    const float* dys[3];
-    const uint8_t* rows_of[3];
-    for (int k = 0; k < windows.count; k++) {
-      dys[k] = dy(windows.first + k);
-      rows_of[k] = rows(windows.first + k);
-    }
-    const auto add = windows.count == 3 ? add_rows<Max, 3> : windows.count == 2 ? add_rows<Max, 2> : add_rows<Max, 1>;
-    add(dys, rows_of, windows.tap, stride, shape_.out_row(), sums_ + channels);
-    for (int phase = 0; phase < min(stride, width); phase++) {
-      // The windows of a pixel far from the edges; the zeros beside the sums make them those of the others.
-      const Containing inner = windows_of(2 + phase, 4, stride);
-      const int64_t column = int64_t(inner.first - 2 / stride) * channels;
-      const auto add = inner.count == 3   ? add_columns<Max, 3>
-                       : inner.count == 2 ? add_columns<Max, 2>
-                                          : add_columns<Max, 1>;
-      add(sums_ + channels + column, Max ? columns + column : nullptr, inner.tap, stride, channels,
-          (width - phase + stride - 1) / stride, accumulate, dx + phase * channels);
-    }
-  }
-
- private:
-  static int64_t padded_floats(const PoolShape& shape) { return (shape.out_row() + 2 * shape.channels + 15) / 16 * 16; }
-
-  const PoolShape shape_;
-  float* const sums_;  // of the windows that contain a row, by column of windows; a pixel of zeros on either side
-  float* const dy_;
-  uint8_t* const rows_;
-};
-
-int64_t backward_bytes(const PoolShape& shape) {
-  return 2 * 4 * pooled_floats(shape) + MaximumRows::bytes(shape) + Windows<true>::bytes(shape) +
-         Windows<false>::bytes(shape);
-}
+// Three rows each of an input row's maxima, sums and gradients of maxima, and of gradients of averages; one of zeros.
+int64_t backward_bytes(const PoolShape& shape) { return (4 * 3 + 1) * 4 * pooled_floats(shape); }
 
 // memory: backward_bytes.
 void backward_image(const pn_pool* a, int64_t image, char* memory) {
   const PoolShape shape = shape_of(a);
+  const int height = shape.height, stride = shape.stride, out_height = shape.out_height();
   const bool max_taken = is_taken(a, PN_POOL_MAX_3X3), avg_taken = is_taken(a, PN_POOL_AVG_3X3),
              skip_taken = is_taken(a, PN_POOL_NONE);
-  const float* x = a->x + image * a->height * shape.row();
-  float* dx = a->dx + image * a->height * shape.row();
-  float* maximum_row = reinterpret_cast<float*>(memory);
-  float* average_row = maximum_row + pooled_floats(shape);
-  memory += 2 * 4 * pooled_floats(shape);
-  MaximumRows maxima(shape, x, 0, memory);
-  memory += MaximumRows::bytes(shape);
-  Windows<true> max_windows(shape, memory);
-  Windows<false> avg_windows(shape, memory + Windows<true>::bytes(shape));
-  int ready = 0;  // rows of outputs whose gradients are known
-  for (int iy = 0; iy < a->height; iy++) {
-    const Containing rows = windows_of(iy, shape.out_height(), a->stride);
-    for (; ready < rows.first + rows.count; ready++) {
-      GradientRow row{};
-      if (max_taken) {
-        maxima.next(maximum_row, max_windows.rows(ready));
-        row.y[PN_POOL_MAX_3X3] = maximum_row;
-        row.dy[PN_POOL_MAX_3X3] = max_windows.dy(ready);
-      }
-      if (avg_taken) {
-        pooled_row(shape, x, ready, nullptr, average_row);
-        row.y[PN_POOL_AVG_3X3] = average_row;
-        row.dy[PN_POOL_AVG_3X3] = avg_windows.dy(ready);
-        row.average_share = 1 / float(3 * taps_inside(ready, a->height, a->stride).count);
-      }
-      if (skip_taken) {
-        row.y[PN_POOL_NONE] = x + ready * shape.row();
-        row.dy[PN_POOL_NONE] = dx + ready * shape.row();
-        row.accumulate = a->accumulate;
-      }
-      gradient_row(a, image, ready, row);
+  const float* x = a->x + image * height * shape.row();
+  float* dx = a->dx + image * height * shape.row();
+  const int64_t pitch = pooled_floats(shape);
+  float *maxima = reinterpret_cast<float*>(memory), *sums = maxima + 3 * pitch, *gradients = sums + 3 * pitch,
+        *averages = gradients + 3 * pitch, *zeros = averages + 3 * pitch;
+  const auto in_ring = [pitch](float* ring, int row) { return ring + row % 3 * pitch; };
+  memset(zeros, 0, size_t(4 * pitch));
+  int reached = 0, done = 0;  // rows of the input: by windows so far, and that have got all of their gradient
+  for (int oy = 0; oy < out_height; oy++) {
+    const Taps taps = taps_inside(oy, height, stride);
+    const int top = oy * stride - 1 + taps.first;
+    WindowRow row{};
+    row.g = (image * out_height + oy) * shape.out_row();
+    for (int r = 0; r < taps.count && (max_taken || avg_taken); r++) {
+      const int iy = top + r;
+      float *row_maxima = in_ring(maxima, iy), *row_sums = in_ring(sums, iy);
+      if (iy >= reached) reduce_row(shape, x + iy * shape.row(), max_taken ? row_maxima : nullptr, row_sums);
+      row.sums[r] = row_sums;
+      if (!max_taken) continue;
+      row.maxima[r] = row_maxima;
+      row.with[r] = in_ring(gradients, iy);
+      row.before[r] = iy >= reached ? zeros : row.with[r];
     }
-    bool accumulate = a->accumulate || skip_taken;
-    if (max_taken) max_windows.spread(iy, maxima.columns(iy), accumulate, dx + iy * shape.row());
-    accumulate |= max_taken;
-    if (avg_taken) avg_windows.spread(iy, nullptr, accumulate, dx + iy * shape.row());
+    reached = top + taps.count;
+    if (avg_taken) row.average_gradient = in_ring(averages, oy);
+    if (skip_taken) {
+      row.x = x + oy * shape.row();
+      row.dx = dx + oy * shape.row();
+      row.accumulate = a->accumulate;
+    }
+    with_rows(shape, oy, [&](auto rows, int64_t) { add_gradients<rows.value>(a, shape, row); });
+    if (!max_taken && !avg_taken) continue;
+    for (const int known = oy + 1 < out_height ? (oy + 1) * stride - 1 : height; done < known; done++) {
+      const Containing windows = windows_of(done, out_height, stride);
+      const float* row_averages[3]{};
+      for (int k = 0; k < 3 && avg_taken; k++)
+        row_averages[k] = k < windows.count ? in_ring(averages, windows.first + k) : zeros;
+      const auto spread = stride == 1 ? spread_row<1> : spread_row<2>;
+      spread(shape, x + done * shape.row(), max_taken ? in_ring(maxima, done) : nullptr, in_ring(gradients, done),
+             row_averages, a->accumulate || skip_taken, dx + done * shape.row());
+    }
   }
 }
 

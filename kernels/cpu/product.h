@@ -19,16 +19,23 @@ constexpr int tile_pixels(int vectors) { return kManyRegisters || vectors != 2 ?
 // With few registers a step of arithmetic is short, and prefetching would be a large part of it.
 constexpr int kStepRows = kManyRegisters ? 1 : 4, kStepPixels = kStepRows;
 
-// How a number of vectors is divided for the pointwise products: the width of the next block.
-PN_INLINE int block_width(int vectors) { return vectors == 3 || vectors > 4 ? 3 : min(vectors, 2); }
+// Vectors of a block of a pointwise product's columns, at most; of those of y, which goes past the cache, in whole
+// lines.
+constexpr int kWidest = 3, kWidestOutput = PN_VECTOR_BYTES == 32 ? 2 : 3;
+
+// How a number of vectors is divided into blocks: the width of the next one.
+template <int Widest>
+PN_INLINE int block_width(int vectors) {
+  return Widest == 3 && (vectors == 3 || vectors > 4) ? 3 : min(vectors, 2);
+}
 
 // Calls f(Constant<width>, first vector) for every block.
-template <class F>
+template <int Widest = kWidest, class F>
 PN_INLINE void for_blocks(int vectors, F f) {
   for (int v = 0; v < vectors;) {
-    const int width = block_width(vectors - v);
+    const int width = block_width<Widest>(vectors - v);
     if (width == 3)
-      f(Constant<3>{}, v);
+      f(Constant<Widest>{}, v);
     else if (width == 2)
       f(Constant<2>{}, v);
     else
@@ -140,9 +147,9 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
 
 // For all blocks of pixels and of columns: finish(sums[P][V], first pixel, first vector). Pixels beyond the last are
 // computed with whatever the input's memory holds.
-template <class Input, class Step, class Finish>
+template <int Widest = kWidest, class Input, class Step, class Finish>
 PN_INLINE void product(const Input& input, int pixels, const float* w, int vectors, Step step, Finish finish) {
-  for_blocks(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
+  for_blocks<Widest>(vectors, [&](auto width, int v0) PN_LAMBDA_INLINE {
     constexpr int V = decltype(width)::value, P = tile_pixels(V), small = P == 6 ? 4 : min(P, 8);
     const float* columns = w + int64_t(v0) * input.depth * L;
     int p0 = 0;
@@ -218,8 +225,9 @@ PN_INLINE void product_gradient(const float* x, int64_t x_step, int channels, St
 }
 
 // [rows][columns] to [blocks][rows][V * kLanes], or with `transpose` from [columns][rows].
-inline void pack_pointwise(const float* weights, int rows, int columns, bool transpose, float* packed) {
-  for_blocks((columns + L - 1) / L, [&](auto width, int v0) {
+template <int Widest = kWidest>
+void pack_pointwise(const float* weights, int rows, int columns, bool transpose, float* packed) {
+  for_blocks<Widest>((columns + L - 1) / L, [&](auto width, int v0) {
     constexpr int V = decltype(width)::value;
     for (int r = 0; r < rows; r++)
       for (int v = v0; v < v0 + V; v++, packed += L) {
@@ -350,8 +358,9 @@ PN_INLINE void write_tile(const vec (&sum)[P][V], float* out, int64_t step, int 
   }
 }
 
-// An output larger than the second-level cache has left it before anyone reads it.
-constexpr int64_t kStreamedFloats = 1 << 18;
+// An output larger than the second-level cache has left it before anyone reads it. Processors without AVX-512 have
+// smaller ones.
+constexpr int64_t kStreamedFloats = 1 << (kManyRegisters ? 18 : 17);
 PN_INLINE bool is_streamed(const float* p, int channels, int64_t floats) {
   return floats > kStreamedFloats && channels % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * 4) == 0;
 }

@@ -155,6 +155,21 @@ PN_INLINE vec relu(vec v) {
 #endif
 }
 
+// One bit, or all bits of a lane, for every lane: ~, & and | work with both.
+#if PN_VECTOR_BYTES == 64
+typedef __mmask16 mask;
+PN_INLINE mask equal(vec a, vec b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_EQ_OQ); }
+PN_INLINE mask is_nan(vec v) { return _mm512_cmp_ps_mask(__m512(v), __m512(v), _CMP_UNORD_Q); }
+PN_INLINE vec add_where(mask m, vec sum, vec v) {
+  return vec(_mm512_mask_add_ps(__m512(sum), m, __m512(sum), __m512(v)));
+}
+#else
+typedef ivec mask;
+PN_INLINE mask equal(vec a, vec b) { return a == b; }
+PN_INLINE mask is_nan(vec v) { return v != v; }
+PN_INLINE vec add_where(mask m, vec sum, vec v) { return sum + vec(m & ivec(v)); }
+#endif
+
 // A condition that seldom holds: what it guards must not cost the other code registers.
 PN_INLINE bool unlikely(bool condition) { return __builtin_expect(condition, 0); }
 

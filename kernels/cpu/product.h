@@ -17,7 +17,7 @@ constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyR
 constexpr int tile_pixels(int vectors) { return kManyRegisters || vectors != 2 ? tile_extent(vectors) : 6; }
 
 // With few registers a step of arithmetic is short, and prefetching would be a large part of it.
-constexpr int kStepRows = kManyRegisters ? 1 : 4, kStepPixels = kStepRows;
+constexpr int kStepRows = kManyRegisters ? 1 : 8, kStepPixels = kManyRegisters ? 1 : 4;
 
 // Vectors of a block of a pointwise product's columns, at most; of those of y, which goes past the cache, in whole
 // lines.
@@ -136,7 +136,7 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
     if (rows > 1) asm("" : "+r"(count));
     for (; k + rows <= count; k += rows, w += rows * V * L) {
       step();
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < rows; i++) add_row(i);
     }
     if (unlikely(rows > 1 && k < count))

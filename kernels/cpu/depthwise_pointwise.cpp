@@ -188,8 +188,8 @@ typedef void DepthwiseRows(const float* in, const TapRows* taps, int rows, const
                            int64_t out_row, int out_step, int count);
 
 template <int K, int S, int D>
-void depthwise_rows(const float* in, const TapRows* taps, int rows, const float* weights, float* out, int64_t out_row,
-                    int out_step, int count) {
+__attribute__((noinline)) void depthwise_rows(const float* in, const TapRows* taps, int rows, const float* weights,
+                                              float* out, int64_t out_row, int out_step, int count) {
   for_depthwise_tiles<K, S, D>(in, taps, rows, weights, count,
                                [&](const vec(&sum)[kRowPixels], int row, int p0) PN_LAMBDA_INLINE {
                                  float* to = out + row * out_row + int64_t(p0) * out_step * L;
@@ -211,10 +211,13 @@ template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
                              const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count,
                              Ahead* ahead) {
+  // At once they keep two vectors for every tap in registers: few registers do not hold those of five taps.
+  constexpr bool at_once = kManyRegisters || K == 3;
+  if (!at_once) depthwise_rows<K, S, D>(in, taps, rows, weights, out, int64_t(count) * L, 1, count);
   // With seven taps the pairs would take more registers than there are.
   constexpr bool kPaired = kSpareUnits && K == 5 && S == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
-  constexpr int sets = K == 3 && kManyRegisters ? 2 : 1;  // covers the FMA latency
+  constexpr int sets = (K == 3 && kManyRegisters) || (K == 5 && !kManyRegisters) ? 2 : 1;  // covers the FMA latency
   Ahead reads = *ahead;
   for (int r = 0; r < K; r++, weights += K * L, gradient += K * L) {
     vec w[K], w_shared[K], total[K][sets] = {}, total_shared[K] = {};
@@ -237,7 +240,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
         vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++) {
-          sum[p] = add ? load(row_out + p * L) : vec{};
+          if (at_once) sum[p] = add ? load(row_out + p * L) : vec{};
           d[p] = load(row_dz + p * L);
         }
 #pragma GCC unroll 16
@@ -250,8 +253,8 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
           for_products<kPaired, K, S, D, P>(
               i,
               [&](int p, int k) PN_LAMBDA_INLINE {
-                sum[p] += v[i] * w[k];
-                total[k][p % sets] += v[i] * d[p];
+                if (at_once) sum[p] += v[i] * w[k];
+                multiply_add(total[k][p % sets], v[i], d[p]);
               },
               [&](int p, int k) PN_LAMBDA_INLINE {
                 shared[pair_of<D>(p)] += v[i] * w_shared[k];
@@ -267,7 +270,8 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
               });
         }
 #pragma GCC unroll 16
-        for (int p = 0; p < P; p++) store(row_out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
+        for (int p = 0; p < P && at_once; p++)
+          store(row_out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
       }
     }
 #pragma GCC unroll 8
@@ -503,7 +507,7 @@ void forward_image(const CallImage& run) {
         Planes{tile, plane, s.in_channels}, pixels, call.pointwise, s.out_vectors,
         [&]() PN_LAMBDA_INLINE {
           ahead.step();
-          beside.step();
+          beside.step<kManyRegisters ? 2 : 4>();
         },
         [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
           const int count = pixels - p0;
@@ -854,7 +858,7 @@ void backward_image(const CallImage& run) {
           [&]() PN_LAMBDA_INLINE {
             ahead[0].step();
             if (at_once) ahead[1].step(), ahead[2].step();
-            beside.step();
+            beside.step<2>();
           },
           [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
             float* out = dz.memory + v0 * dz.plane() + dz.offset(row) + (dz.left + p0) * L;

@@ -16,8 +16,9 @@ constexpr int L = kLanes;
 constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
 constexpr int tile_pixels(int vectors) { return kManyRegisters || vectors != 2 ? tile_extent(vectors) : 6; }
 
-// With few registers a step of arithmetic is short, and prefetching would be a large part of it.
-constexpr int kStepRows = kManyRegisters ? 1 : 8, kStepPixels = kManyRegisters ? 1 : 4;
+// With few registers a step of arithmetic is short, and prefetching would be a large part of it: a product takes one in
+// the rows of a plane.
+constexpr int kStepRows = kManyRegisters ? 1 : kLanes, kStepPixels = kManyRegisters ? 1 : 4;
 
 // Vectors of a block of a pointwise product's columns, at most; of those of y, which goes past the cache, in whole
 // lines.

@@ -20,6 +20,10 @@ constexpr int kMaxKernel = 7;
 // more from long tiles; but not where that cache has 32 KiB, as in processors without AVX-512.
 constexpr int kForwardTileBytes = 8 << 10, kBackwardTileBytes = 16 << 10;
 constexpr int kInputGradientTileBytes = (kManyRegisters ? 32 : 8) << 10;
+// Vectors of a block of y's channels, at most: y goes past the cache in whole lines.
+constexpr int kWidestOutput = PN_VECTOR_BYTES == 32 ? 2 : kWidest;
+// Lines a step for the call beside forward; backward, whose product brings more of its own, takes two.
+constexpr int kForwardLinesBeside = kManyRegisters ? 2 : 4;
 constexpr int kRowsAhead = 2;  // between the row of dx being written and the one being prefetched
 
 constexpr int kRowPixels = 8;  // of a depthwise product's register tile
@@ -211,9 +215,9 @@ template <int K, int S, int D>
 void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, const float* weights, float* out,
                              const float* dz, const Ring& dz_ring, int dz_row, float* gradient, int count,
                              Ahead* ahead) {
-  // At once they keep two vectors for every tap in registers: few registers do not hold those of five taps.
-  constexpr bool at_once = kManyRegisters || K == 3;
-  if (!at_once) depthwise_rows<K, S, D>(in, taps, rows, weights, out, int64_t(count) * L, 1, count);
+  // Together they keep two vectors for every tap in registers: few registers do not hold those of five taps.
+  constexpr bool together = kManyRegisters || K == 3;
+  if (!together) depthwise_rows<K, S, D>(in, taps, rows, weights, out, int64_t(count) * L, 1, count);
   // With seven taps the pairs would take more registers than there are.
   constexpr bool kPaired = kSpareUnits && K == 5 && S == 1;
   constexpr int P = kManyRegisters && !kPaired ? kRowPixels : 4, span = (P - 1) * S + (K - 1) * D + 1;
@@ -240,7 +244,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
         vec sum[P], shared[P / 2] = {}, d[P], d_shared[P / 2], v[span];
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++) {
-          if (at_once) sum[p] = add ? load(row_out + p * L) : vec{};
+          if (together) sum[p] = add ? load(row_out + p * L) : vec{};
           d[p] = load(row_dz + p * L);
         }
 #pragma GCC unroll 16
@@ -253,7 +257,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
           for_products<kPaired, K, S, D, P>(
               i,
               [&](int p, int k) PN_LAMBDA_INLINE {
-                if (at_once) sum[p] += v[i] * w[k];
+                if (together) sum[p] += v[i] * w[k];
                 multiply_add(total[k][p % sets], v[i], d[p]);
               },
               [&](int p, int k) PN_LAMBDA_INLINE {
@@ -270,7 +274,7 @@ void depthwise_with_gradient(const float* in, const TapRows* taps, int rows, con
               });
         }
 #pragma GCC unroll 16
-        for (int p = 0; p < P && at_once; p++)
+        for (int p = 0; p < P && together; p++)
           store(row_out + p * L, kPaired ? sum[p] + shared[pair_of<D>(p)] : sum[p]);
       }
     }
@@ -507,7 +511,7 @@ void forward_image(const CallImage& run) {
         Planes{tile, plane, s.in_channels}, pixels, call.pointwise, s.out_vectors,
         [&]() PN_LAMBDA_INLINE {
           ahead.step();
-          beside.step<kManyRegisters ? 2 : 4>();
+          beside.step<kForwardLinesBeside>();
         },
         [&]<int P, int V>(const vec(&sum)[P][V], int p0, int v0) PN_LAMBDA_INLINE {
           const int count = pixels - p0;

@@ -32,6 +32,7 @@ struct PoolShape {
 
   int out_height() const { return out_extent(height, stride); }
   int out_width() const { return out_extent(width, stride); }
+  int last_inner() const { return (width - 2) / stride; }    // output with three columns; one more follows at most
   int64_t row() const { return int64_t(width) * channels; }  // floats of an input row
   int64_t out_row() const { return int64_t(out_width()) * channels; }
 };
@@ -63,7 +64,7 @@ PN_INLINE void pool_row(const PoolShape& shape, const float* x, int64_t c, int l
   if (width == 1) return finish(0, before.maximum, before.sum, splat(1.0f / Rows));
   Column here = column(1);
   finish(0, larger(before.maximum, here.maximum), before.sum + here.sum, two);
-  const int inner = (width - 2) / stride;  // last output with three columns
+  const int inner = shape.last_inner();
   for (int ox = 1; ox <= inner; ox++) {
     if (stride == 2) before = here, here = column(2 * ox);
     const Column after = column(ox * stride + 1);

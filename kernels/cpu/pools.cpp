@@ -101,15 +101,14 @@ PN_INLINE mask is_maximum(vec v, vec maximum) { return equal(v, maximum) | is_na
 // A row of windows, and rows of the input that it reaches, the first of them first. Of what no node takes the pointers
 // are null.
 struct WindowRow {
-  int64_t g;                // where it begins in every g
-  const float* maxima[3];   // of the windows' columns, along each of the rows
-  const float* sums[3];     // the same
-  const float* before[3];   // gradients of the rows' maxima, from the rows of windows above,
-  float* with[3];           // and with this row's
-  float* average_gradient;  // of every pixel of the window
-  const float* x;           // of the skip connection: the row itself,
-  float* dx;                // and where its gradient goes,
-  bool accumulate;          // which may be added to
+  int64_t g;                 // where it begins in every g
+  const float* maxima[3];    // of the windows' columns, along each of the rows
+  const float* averages[3];  // the same
+  const float* before[3];    // gradients of the rows' maxima, from the rows of windows above,
+  float* with[3];            // and with this row's
+  float* average_gradient;   // of every pixel of the window
+  const float* x;            // of the skip connection: the row itself,
+  float* dx;                 // and where its gradient goes
 };
 
 // For `Pixels` windows and a vector of channels, from element i of the row on, and `Rows` rows of the input. The
@@ -132,9 +131,9 @@ PN_INLINE void add_gradients(const pn_pool* a, const WindowRow& row, int64_t i, 
       gradients[PN_POOL_MAX_3X3][p] = slope[PN_POOL_MAX_3X3] * maxima[p] + constant[PN_POOL_MAX_3X3];
     }
     if (taken[PN_POOL_AVG_3X3]) {
-      vec sum = load_partial(row.sums[0] + at, lanes);
-      for (int r = 1; r < Rows; r++) sum += load_partial(row.sums[r] + at, lanes);
-      gradients[PN_POOL_AVG_3X3][p] = slope[PN_POOL_AVG_3X3] * (sum * share) + constant[PN_POOL_AVG_3X3];
+      vec sum = load_partial(row.averages[0] + at, lanes);
+      for (int r = 1; r < Rows; r++) sum += load_partial(row.averages[r] + at, lanes);
+      gradients[PN_POOL_AVG_3X3][p] = slope[PN_POOL_AVG_3X3] * (sum * splat(1.0f / Rows)) + constant[PN_POOL_AVG_3X3];
     }
   }
   for (int n = 0; n < a->gradient_count; n++) {
@@ -159,7 +158,7 @@ PN_INLINE void add_gradients(const pn_pool* a, const WindowRow& row, int64_t i, 
     const int64_t at = i + p * channels;
     if (taken[PN_POOL_NONE]) {
       vec d = gradients[PN_POOL_NONE][p];
-      if (row.accumulate) d += load_partial(row.dx + at, lanes);
+      if (a->accumulate) d += load_partial(row.dx + at, lanes);
       store_partial(row.dx + at, d, lanes);
     }
     if (taken[PN_POOL_AVG_3X3]) store_partial(row.average_gradient + at, gradients[PN_POOL_AVG_3X3][p] * share, lanes);
@@ -179,9 +178,7 @@ PN_INLINE void add_gradients(const pn_pool* a, const WindowRow& row, int64_t i, 
 template <int Rows>
 void add_gradients(const pn_pool* a, const PoolShape& shape, const WindowRow& row) {
   constexpr int kPixels = kManyRegisters ? 4 : 2;
-  const int channels = a->channels, out_width = shape.out_width();
-  // Windows between the first and this one have three columns; there is one more at most.
-  const int inner = shape.width > 2 ? (shape.width - 2) / shape.stride + 1 : 1;
+  const int channels = a->channels, out_width = shape.out_width(), inner = shape.last_inner();
   for_vectors(channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
     vec slope[3]{}, constant[3]{};
     for (int n = 0; n < a->gradient_count; n++)
@@ -191,13 +188,13 @@ void add_gradients(const pn_pool* a, const PoolShape& shape, const WindowRow& ro
           constant[k] += load_partial(coefficients + 2 * channels + c, lanes);
         }
     const auto add = [&](auto pixels, int ox) PN_LAMBDA_INLINE {
-      const int columns = ox == 0 || ox >= inner ? taps_inside(ox, shape.width, shape.stride).count : 3;
+      const int columns = ox == 0 || ox > inner ? taps_inside(ox, shape.width, shape.stride).count : 3;
       add_gradients<Rows, pixels.value>(a, row, int64_t(ox) * channels + c, c, slope, constant,
                                         splat(1.0f / float(Rows * columns)), lanes);
     };
     add(Constant<1>{}, 0);
     int ox = 1;
-    for (; ox + kPixels <= inner; ox += kPixels) add(Constant<kPixels>{}, ox);
+    for (; ox + kPixels - 1 <= inner; ox += kPixels) add(Constant<kPixels>{}, ox);
     for (; ox < out_width; ox++) add(Constant<1>{}, ox);
   });
 }
@@ -255,7 +252,7 @@ void spread_row(const PoolShape& shape, const float* x, const float* maxima, con
       window(missing, missing, 0);
     } else {
       window(missing, there, 0);
-      const int inner = (width - 2) / Stride;  // last window with three columns
+      const int inner = shape.last_inner();
       for (int ox = 1; ox <= inner; ox++) window(there, there, ox);
       if (inner + 1 < out_width) window(there, missing, inner + 1);
     }
@@ -271,21 +268,8 @@ void spread_row(const PoolShape& shape, const float* x, const float* maxima, con
   });
 }
 
-// An input row's maxima and sums along itself, one for every window; `maxima` is null if not wanted.
-void reduce_row(const PoolShape& shape, const float* x, float* maxima, float* sums) {
-  const auto reduce = [&](auto max) PN_LAMBDA_INLINE {
-    for_vectors(shape.channels, [&](int64_t c, int lanes) PN_LAMBDA_INLINE {
-      pool_row<1, max.value>(shape, x, c, lanes, [&](int ox, vec maximum, vec sum, vec) PN_LAMBDA_INLINE {
-        const int64_t i = int64_t(ox) * shape.channels + c;
-        if (max.value) store_partial(maxima + i, maximum, lanes);
-        store_partial(sums + i, sum, lanes);
-      });
-    });
-  };
-  maxima ? reduce(Constant<true>{}) : reduce(Constant<false>{});
-}
-
-// Three rows each of an input row's maxima, sums and gradients of maxima, and of gradients of averages; one of zeros.
+// Three rows each of an input row's maxima, averages and gradients of maxima, and of gradients of averages; one of
+// zeros.
 int64_t backward_bytes(const PoolShape& shape) { return (4 * 3 + 1) * 4 * pooled_floats(shape); }
 
 // memory: backward_bytes.
@@ -297,10 +281,12 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
   const float* x = a->x + image * height * shape.row();
   float* dx = a->dx + image * height * shape.row();
   const int64_t pitch = pooled_floats(shape);
-  float *maxima = reinterpret_cast<float*>(memory), *sums = maxima + 3 * pitch, *gradients = sums + 3 * pitch,
-        *averages = gradients + 3 * pitch, *zeros = averages + 3 * pitch;
+  float *maxima = reinterpret_cast<float*>(memory), *averages = maxima + 3 * pitch, *gradients = averages + 3 * pitch,
+        *average_gradients = gradients + 3 * pitch, *zeros = average_gradients + 3 * pitch;
   const auto in_ring = [pitch](float* ring, int row) { return ring + row % 3 * pitch; };
   memset(zeros, 0, size_t(4 * pitch));
+  const PoolShape one_row{1, shape.width, shape.channels, stride};
+  const auto spread = stride == 1 ? spread_row<1> : spread_row<2>;
   int reached = 0, done = 0;  // rows of the input: by windows so far, and that have got all of their gradient
   for (int oy = 0; oy < out_height; oy++) {
     const Taps taps = taps_inside(oy, height, stride);
@@ -309,31 +295,29 @@ void backward_image(const pn_pool* a, int64_t image, char* memory) {
     row.g = (image * out_height + oy) * shape.out_row();
     for (int r = 0; r < taps.count && (max_taken || avg_taken); r++) {
       const int iy = top + r;
-      float *row_maxima = in_ring(maxima, iy), *row_sums = in_ring(sums, iy);
-      if (iy >= reached) reduce_row(shape, x + iy * shape.row(), max_taken ? row_maxima : nullptr, row_sums);
-      row.sums[r] = row_sums;
-      if (!max_taken) continue;
+      float* row_maxima = max_taken ? in_ring(maxima, iy) : nullptr;
+      float* row_averages = avg_taken ? in_ring(averages, iy) : nullptr;
+      if (iy >= reached) pooled_row(one_row, x + iy * shape.row(), 0, row_maxima, row_averages);
       row.maxima[r] = row_maxima;
+      row.averages[r] = row_averages;
       row.with[r] = in_ring(gradients, iy);
       row.before[r] = iy >= reached ? zeros : row.with[r];
     }
     reached = top + taps.count;
-    if (avg_taken) row.average_gradient = in_ring(averages, oy);
+    if (avg_taken) row.average_gradient = in_ring(average_gradients, oy);
     if (skip_taken) {
       row.x = x + oy * shape.row();
       row.dx = dx + oy * shape.row();
-      row.accumulate = a->accumulate;
     }
     with_rows(shape, oy, [&](auto rows, int64_t) { add_gradients<rows.value>(a, shape, row); });
     if (!max_taken && !avg_taken) continue;
     for (const int known = oy + 1 < out_height ? (oy + 1) * stride - 1 : height; done < known; done++) {
       const Containing windows = windows_of(done, out_height, stride);
-      const float* row_averages[3]{};
+      const float* of_averages[3]{};
       for (int k = 0; k < 3 && avg_taken; k++)
-        row_averages[k] = k < windows.count ? in_ring(averages, windows.first + k) : zeros;
-      const auto spread = stride == 1 ? spread_row<1> : spread_row<2>;
+        of_averages[k] = k < windows.count ? in_ring(average_gradients, windows.first + k) : zeros;
       spread(shape, x + done * shape.row(), max_taken ? in_ring(maxima, done) : nullptr, in_ring(gradients, done),
-             row_averages, a->accumulate || skip_taken, dx + done * shape.row());
+             of_averages, a->accumulate || skip_taken, dx + done * shape.row());
     }
   }
 }

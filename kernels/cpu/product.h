@@ -16,13 +16,11 @@ constexpr int L = kLanes;
 constexpr int tile_extent(int vectors) { return (vectors == 1 ? 8 : 4) * (kManyRegisters ? 2 : 1); }
 constexpr int tile_pixels(int vectors) { return kManyRegisters || vectors != 2 ? tile_extent(vectors) : 6; }
 
-// With few registers a step of arithmetic is short, and prefetching would be a large part of it: a product takes one in
-// the rows of a plane.
+// With few registers a step of arithmetic is short, and prefetching would be a large part of it: a product takes one
+// for all rows of a plane.
 constexpr int kStepRows = kManyRegisters ? 1 : kLanes, kStepPixels = kManyRegisters ? 1 : 4;
 
-// Vectors of a block of a pointwise product's columns, at most; of those of y, which goes past the cache, in whole
-// lines.
-constexpr int kWidest = 3, kWidestOutput = PN_VECTOR_BYTES == 32 ? 2 : 3;
+constexpr int kWidest = 3;  // vectors of a block of a pointwise product's columns, at most
 
 // How a number of vectors is divided into blocks: the width of the next one.
 template <int Widest>

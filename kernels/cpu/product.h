@@ -357,9 +357,9 @@ PN_INLINE void write_tile(const vec (&sum)[P][V], float* out, int64_t step, int 
   }
 }
 
-// An output larger than the second-level cache has left it before anyone reads it. Processors without AVX-512 have
-// smaller ones.
-constexpr int64_t kStreamedFloats = 1 << (kManyRegisters ? 18 : 17);
+// An output of more than half a MiB has left the second-level caches before anyone reads it, with what else is read and
+// written until then.
+constexpr int64_t kStreamedFloats = 1 << 17;
 PN_INLINE bool is_streamed(const float* p, int channels, int64_t floats) {
   return floats > kStreamedFloats && channels % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * 4) == 0;
 }

@@ -1,8 +1,8 @@
 // Optional ReLU - pointwise 1x1 convolution of a concatenation that never exists as a whole. A task is one image of one
 // variant (forward) or one group of images (backward).
 //
-// The products read the parts where they lie and rectify what they read: a copy of a tile would be made while no
-// product runs. Everything is prefetched a fixed distance ahead, evenly between the arithmetic.
+// The products read the parts where they lie, or rectified blocks of a few pixels and channels: a copy of a whole tile
+// would be made while no product runs. Everything is prefetched a fixed distance ahead, evenly between the arithmetic.
 #include <string.h>
 
 #include "cpu/matrix.h"
@@ -84,9 +84,8 @@ struct Source {
 };
 
 // What a product reads: pixels through ReLU, where there is one.
-template <bool kThroughRelu>
+template <bool kRelu>
 struct Sources {
-  static constexpr bool kRelu = kThroughRelu;
   const Source* sources;
   int count;
   int64_t pixel;
@@ -99,11 +98,22 @@ struct Sources {
       const int64_t step = sources[i].step;
       const float* a = sources[i].x + pixel * step;
       for (int k0 = 0; k0 < sources[i].channels; k0 += 16, a += 16) {
+        const int channels = min(16, sources[i].channels - k0);
         const float *b = a + 8 * step, *ahead = a + sources[i].ahead;
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++, ahead += step) __builtin_prefetch(ahead);
-        f(min(16, sources[i].channels - k0),
-          [a, b, step](int p) PN_LAMBDA_INLINE { return (p < 8 ? a : b) + p % 8 * step; });
+        if (kRelu) {
+          // Once a value: as it is read, there would be a maximum for every multiply-add or two.
+          alignas(64) float block[P * 16];
+          const float* x = a;
+#pragma GCC unroll 16
+          for (int p = 0; p < P; p++, x += step)
+            for (int c = 0; c < channels; c += L) store(block + p * 16 + c, relu(load_partial(x + c, channels - c)));
+          asm volatile("" ::: "memory");  // the products load single values, instead of moving them out of vectors
+          f(channels, [&block](int p) PN_LAMBDA_INLINE { return block + p * 16; });
+        } else {
+          f(channels, [a, b, step](int p) PN_LAMBDA_INLINE { return (p < 8 ? a : b) + p % 8 * step; });
+        }
       }
     }
   }

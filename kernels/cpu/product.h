@@ -67,7 +67,6 @@ struct Planes {
   int depth;
 
   PN_INLINE Planes from(int pixel) const { return {a + int64_t(pixel) * L, plane, depth}; }
-  static constexpr bool kRelu = false;  // the product is of the values through ReLU
   // f(count, pixel) for runs of channels; pixel(p) points to the first of `count` channels of pixel p < P.
   template <int P, class F>
   PN_INLINE void for_each_run(F f) const {
@@ -76,11 +75,6 @@ struct Planes {
       f(min(L, depth - k), [run](int p) PN_LAMBDA_INLINE { return run + p * L; });
   }
 };
-
-template <bool kRelu>
-PN_INLINE vec rectified(vec x) {
-  return kRelu ? relu(x) : x;
-}
 
 // The product of P pixels and V vectors of columns of w [depth][V * kLanes], in registers; finish(sums) takes it.
 // step() is called for every kStepRows rows of w: a place for prefetching.
@@ -102,14 +96,13 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
       vec four[P];
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++)
-        if (moved(p)) four[p] = rectified<Input::kRelu>(load_four(pixel(p) + k));
+        if (moved(p)) four[p] = load_four(pixel(p) + k);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++, w += L) {
         step();
         const vec b = load(w);
 #pragma GCC unroll 16
-        for (int p = 0; p < P; p++)
-          sum[p][0] += (moved(p) ? one_of_four(four[p], i) : rectified<Input::kRelu>(splat(pixel(p)[k + i]))) * b;
+        for (int p = 0; p < P; p++) sum[p][0] += (moved(p) ? one_of_four(four[p], i) : splat(pixel(p)[k + i])) * b;
       }
     }
     // Without steps there is nothing to save by taking several rows at a time, and the compiler leaves the sums of such
@@ -121,7 +114,7 @@ PN_INLINE void product_tile(const Input& input, const float* w, Step step, Finis
       for (int v = 0; v < V; v++) b[v] = load(w + (i * V + v) * L);
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++) {
-        const vec x = rectified<Input::kRelu>(splat(pixel(p)[k + i]));
+        const vec x = splat(pixel(p)[k + i]);
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
           if (rows > 1)
@@ -163,6 +156,11 @@ PN_INLINE void product(const Input& input, int pixels, const float* w, int vecto
       while (takes_large(pixels - p0)) tile(Constant<P>{});
     while (p0 < pixels) tile(Constant<small>{});
   });
+}
+
+template <bool kRelu>
+PN_INLINE vec rectified(vec x) {
+  return kRelu ? relu(x) : x;
 }
 
 // gradient rows r < R (`row` floats apart) += the product of channels r of x (through ReLU, if asked for) and V planes

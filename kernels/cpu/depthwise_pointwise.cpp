@@ -582,17 +582,24 @@ PN_INLINE T* opaque(T* p) {
   return p;
 }
 
+// How a pixel of dx is written.
+enum class Dx { kAssigned, kStreamed, kAdded };  // streamed: past the cache
+
 // One pixel of dx: the contribution where n > 0; adds to the sums of dx and of dx * (x - mean).
-template <bool kNormalized, bool kAdded, bool kSums, bool kFull>
+template <bool kNormalized, Dx kDx, bool kSums, bool kFull>
 PN_INLINE void finish_pixel(const float* x, float* dx, int64_t ahead, int lanes, const float* normalization,
                             vec contribution, vec* sum, vec* product) {
   const vec value = load_lanes<kFull>(x, lanes);
   const vec n = kNormalized ? load(normalization) * value + load(normalization + L) : value;
   vec d = n > 0.0f ? contribution : vec{};
   __builtin_prefetch(x + ahead);
-  __builtin_prefetch(dx + ahead, 1);
-  if (kAdded) d += load_lanes<kFull>(dx, lanes);
-  store_lanes<kFull>(dx, d, lanes);
+  if (kDx == Dx::kStreamed) {
+    stream(dx, d);
+  } else {
+    __builtin_prefetch(dx + ahead, 1);
+    if (kDx == Dx::kAdded) d += load_lanes<kFull>(dx, lanes);
+    store_lanes<kFull>(dx, d, lanes);
+  }
   if (kSums) {
     *sum += d;
     *product += d * (value - load(normalization + 3 * L));
@@ -601,7 +608,7 @@ PN_INLINE void finish_pixel(const float* x, float* dx, int64_t ahead, int lanes,
 
 typedef void FinishPixels(const float* contribution, int pixels, int lanes, const DxPixels& to);
 
-template <bool kNormalized, bool kAdded, bool kSums>
+template <bool kNormalized, Dx kDx, bool kSums>
 void finish_pixels(const float* contribution, int pixels, int lanes, const DxPixels& to) {
   constexpr int U = 4;  // independent sums, to cover the latency of additions
   vec sum[U] = {}, product[U] = {};
@@ -610,8 +617,8 @@ void finish_pixels(const float* contribution, int pixels, int lanes, const DxPix
   const int64_t step = to.step, ahead = to.ahead;
   with_lanes(lanes, [&](auto full) PN_LAMBDA_INLINE {
     const auto pixel = [&](int u) PN_LAMBDA_INLINE {
-      finish_pixel<kNormalized, kAdded, kSums, full.value>(x, dx, ahead, lanes, normalization, load(contribution),
-                                                           &sum[u], &product[u]);
+      finish_pixel<kNormalized, kDx, kSums, full.value>(x, dx, ahead, lanes, normalization, load(contribution), &sum[u],
+                                                        &product[u]);
       contribution += L, x += step, dx += step;
     };
     int i = 0;
@@ -623,10 +630,10 @@ void finish_pixels(const float* contribution, int pixels, int lanes, const DxPix
   to.add_sums<kSums>((sum[0] + sum[1]) + (sum[2] + sum[3]), (product[0] + product[1]) + (product[2] + product[3]));
 }
 
-FinishPixels* select_finish(bool normalized, bool added, bool sums) {
-  if (sums) return added ? finish_pixels<true, true, true> : finish_pixels<true, false, true>;
-  if (normalized) return added ? finish_pixels<true, true, false> : finish_pixels<true, false, false>;
-  return added ? finish_pixels<false, true, false> : finish_pixels<false, false, false>;
+template <Dx kDx>
+FinishPixels* select_finish(bool normalized, bool sums) {
+  if (sums) return finish_pixels<true, kDx, true>;
+  return normalized ? finish_pixels<true, kDx, false> : finish_pixels<false, kDx, false>;
 }
 
 // Rows of dx at once, where stride is 1: the contributions, each kRowPixels of them finished while they are in
@@ -634,7 +641,7 @@ FinishPixels* select_finish(bool normalized, bool added, bool sums) {
 typedef void DxRows(const float* in, const TapRows* taps, int rows, const float* weights, int count,
                     const DxPixels& to);
 
-template <int K, int D, bool kNormalized, bool kAdded>
+template <int K, int D, bool kNormalized, Dx kDx>
 void dx_rows(const float* in, const TapRows* taps, int rows, const float* weights, int count, const DxPixels& to) {
   const float *x_row = to.x, *normalization = to.normalization;
   float* dx_row = to.dx;
@@ -646,23 +653,26 @@ void dx_rows(const float* in, const TapRows* taps, int rows, const float* weight
         vec sum = vec{}, product = vec{};
 #pragma GCC unroll 16
         for (int p = 0; p < kRowPixels; p++)
-          finish_pixel<kNormalized, kAdded, kNormalized, true>(x + p * step, dx + p * step, ahead, L, normalization,
-                                                               contribution[p], &sum, &product);
+          finish_pixel<kNormalized, kDx, kNormalized, true>(x + p * step, dx + p * step, ahead, L, normalization,
+                                                            contribution[p], &sum, &product);
         to.add_sums<kNormalized>(sum, product);
       });
 }
 
 // Null: there is none for this combination.
 template <int K, int D>
-DxRows* select_dx_rows(bool normalized, bool added) {
-  if (normalized) return added ? nullptr : dx_rows<K, D, true, false>;
-  return added ? dx_rows<K, D, false, true> : dx_rows<K, D, false, false>;
+DxRows* select_dx_rows(bool normalized, Dx dx) {
+  if (normalized)
+    return dx == Dx::kAdded      ? nullptr
+           : dx == Dx::kStreamed ? dx_rows<K, D, true, Dx::kStreamed>
+                                 : dx_rows<K, D, true, Dx::kAssigned>;
+  return dx == Dx::kAdded ? dx_rows<K, D, false, Dx::kAdded> : dx_rows<K, D, false, Dx::kAssigned>;
 }
-DxRows* select_dx_rows(const Shape& s, bool normalized, bool added, bool sums) {
+DxRows* select_dx_rows(const Shape& s, bool normalized, Dx dx, bool sums) {
   if (s.stride != 1 || s.step != 1 || s.width % kRowPixels != 0 || s.kernel > 5 || normalized != sums) return nullptr;
   if (s.dilation == 1)
-    return s.kernel == 3 ? select_dx_rows<3, 1>(normalized, added) : select_dx_rows<5, 1>(normalized, added);
-  return s.kernel == 3 ? select_dx_rows<3, 2>(normalized, added) : select_dx_rows<5, 2>(normalized, added);
+    return s.kernel == 3 ? select_dx_rows<3, 1>(normalized, dx) : select_dx_rows<5, 1>(normalized, dx);
+  return s.kernel == 3 ? select_dx_rows<3, 2>(normalized, dx) : select_dx_rows<5, 2>(normalized, dx);
 }
 
 // A tile of dy: rows of `row_pixels` pixels, those beyond the image's width zero.
@@ -715,8 +725,17 @@ struct BackwardCall {
     plane = int64_t(tile_rows) * row_pixels * L;
     forward = select_with_gradient(s);
     const bool added = a.accumulate && a.dx;
-    finish = select_finish(a.x_normalization, added, a.gradient_sums);
-    dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization, added, a.gradient_sums) : nullptr;
+    finish = added ? select_finish<Dx::kAdded>(a.x_normalization, a.gradient_sums)
+                   : select_finish<Dx::kAssigned>(a.x_normalization, a.gradient_sums);
+    // Who asks for sums reads dx only when those of all images are known: if these are many, it is not in the cache
+    // then.
+    const bool streamed = a.gradient_sums && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
+    dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization,
+                                       added      ? Dx::kAdded
+                                       : streamed ? Dx::kStreamed
+                                                  : Dx::kAssigned,
+                                       a.gradient_sums)
+                      : nullptr;
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
@@ -890,6 +909,7 @@ void backward_image(const CallImage& run) {
     }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
+  stream_fence();
   if (a.gradient_sums)
     for (int v = 0; v < s.in_vectors; v++)
       for (int i = 0; i < 2; i++)

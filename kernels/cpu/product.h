@@ -178,12 +178,20 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
+    // A vector is rectified once: as its values are read, there would be a maximum for every multiply-add.
+    constexpr bool kAtOnce = kRelu && R == L;
+    alignas(PN_VECTOR_BYTES) float block[L];
+    if (kAtOnce) {
+      store(block, relu(load(x)));
+      asm volatile("" ::: "memory");  // single values are loaded, instead of moved out of the vector
+      x = block;
+    }
     vec four{};
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const bool moved = kSpareUnits && V == 1 && R >= 8 && r / 4 % 2 == 1;
-      if (moved && r % 4 == 0) four = rectified<kRelu>(load_four(x + r));
-      const vec value = !moved ? rectified<kRelu>(splat(x[r])) : one_of_four(four, r % 4);
+      if (moved && r % 4 == 0) four = rectified < kRelu && !kAtOnce > (load_four(x + r));
+      const vec value = !moved ? rectified < kRelu && !kAtOnce > (splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) multiply_add(sum[r][v], value, d[v]);
     }

@@ -728,8 +728,8 @@ struct BackwardCall {
     finish = added ? select_finish<Dx::kAdded>(a.x_normalization, a.gradient_sums)
                    : select_finish<Dx::kAssigned>(a.x_normalization, a.gradient_sums);
     // Who asks for sums reads dx only when those of all images are known: if these are many, it is not in the cache
-    // then.
-    const bool streamed = a.gradient_sums && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
+    // then. It is written vector by vector, and past the cache only whole lines are written well.
+    const bool streamed = L * 4 == 64 && a.gradient_sums && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
     dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization,
                                        added      ? Dx::kAdded
                                        : streamed ? Dx::kStreamed

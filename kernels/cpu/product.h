@@ -178,11 +178,11 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
     vec d[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
-    // A vector is rectified once: as its values are read, there would be a maximum for every multiply-add.
-    constexpr bool kAtOnce = kRelu && R == L;
+    // Values are rectified together: one by one, there would be a maximum for every multiply-add or two.
+    constexpr bool kAtOnce = kRelu && R >= 8 && R <= L;
     alignas(PN_VECTOR_BYTES) float block[L];
     if (kAtOnce) {
-      store(block, relu(load(x)));
+      store(block, relu(load_partial(x, R)));
       asm volatile("" ::: "memory");  // single values are loaded, instead of moved out of the vector
       x = block;
     }

@@ -582,8 +582,7 @@ PN_INLINE T* opaque(T* p) {
   return p;
 }
 
-// How a pixel of dx is written.
-enum class Dx { kAssigned, kStreamed, kAdded };  // streamed: past the cache
+enum class Dx { kAssigned, kStreamed, kAdded };  // how it is written; streamed: past the cache
 
 // One pixel of dx: the contribution where n > 0; adds to the sums of dx and of dx * (x - mean).
 template <bool kNormalized, Dx kDx, bool kSums, bool kFull>

@@ -179,7 +179,7 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) d[v] = load(dy + v * plane);
     // Values are rectified together: one by one, there would be a maximum for every multiply-add or two.
-    constexpr bool kAtOnce = kRelu && R >= 8 && R <= L;
+    constexpr bool kAtOnce = kRelu && R >= 8 && R <= L, kEach = kRelu && !kAtOnce;
     alignas(PN_VECTOR_BYTES) float block[L];
     if (kAtOnce) {
       store(block, relu(load_partial(x, R)));
@@ -190,8 +190,8 @@ PN_INLINE void gradient_tile(const float* x, int64_t x_step, Step& step, const f
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const bool moved = kSpareUnits && V == 1 && R >= 8 && r / 4 % 2 == 1;
-      if (moved && r % 4 == 0) four = rectified < kRelu && !kAtOnce > (load_four(x + r));
-      const vec value = !moved ? rectified < kRelu && !kAtOnce > (splat(x[r])) : one_of_four(four, r % 4);
+      if (moved && r % 4 == 0) four = rectified<kEach>(load_four(x + r));
+      const vec value = !moved ? rectified<kEach>(splat(x[r])) : one_of_four(four, r % 4);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) multiply_add(sum[r][v], value, d[v]);
     }

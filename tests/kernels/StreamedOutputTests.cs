@@ -5,8 +5,8 @@ using PerturbNas.Training;
 namespace PerturbNas.Tests.Kernels;
 
 /// <summary>
-/// The y of a batch that is larger than the second-level cache is written past it (kernels/cpu/depthwise_pointwise.cpp); the case table has
-/// none as large. What is written, and dx, must be, bit for bit, what the same images give one at a time.
+/// The y of a large batch, and a dx whose sums are asked for, are written past the cache (kernels/cpu/depthwise_pointwise.cpp); the case
+/// table has none as large. What is written must be, bit for bit, what the same images give one at a time.
 /// </summary>
 public class StreamedOutputTests
 {

@@ -706,6 +706,7 @@ struct BackwardCall {
   DepthwiseWithGradient* forward;
   DepthwiseRows* backward[2];
   FinishPixels* finish;
+  bool dx_streamed;
   DxRows* dx_at_once;  // null: the contributions first, then finish
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
   int64_t unwanted_size;  // rows of dx that nobody asked for (only their sums)
@@ -728,13 +729,9 @@ struct BackwardCall {
                    : select_finish<Dx::kAssigned>(a.x_normalization, a.gradient_sums);
     // Who asks for sums reads dx only when those of all images are known: if these are many, it is not in the cache
     // then. It is written vector by vector, and past the cache only whole lines are written well.
-    const bool streamed = L * 4 == 64 && a.gradient_sums && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
-    dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization,
-                                       added      ? Dx::kAdded
-                                       : streamed ? Dx::kStreamed
-                                                  : Dx::kAssigned,
-                                       a.gradient_sums)
-                      : nullptr;
+    dx_streamed = L * 4 == 64 && a.gradient_sums && !added && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
+    const Dx dx = added ? Dx::kAdded : dx_streamed ? Dx::kStreamed : Dx::kAssigned;
+    dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization, dx, a.gradient_sums) : nullptr;
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
@@ -908,7 +905,7 @@ void backward_image(const CallImage& run) {
     }
     if (call.want_dx) emitted = emit_dx(call, a, image, emitted, end, dz, contribution, sums, normalization);
   }
-  stream_fence();
+  if (call.dx_streamed) stream_fence();
   if (a.gradient_sums)
     for (int v = 0; v < s.in_vectors; v++)
       for (int i = 0; i < 2; i++)

@@ -706,8 +706,8 @@ struct BackwardCall {
   DepthwiseWithGradient* forward;
   DepthwiseRows* backward[2];
   FinishPixels* finish;
-  bool dx_streamed;
   DxRows* dx_at_once;  // null: the contributions first, then finish
+  bool dx_streamed;
   int64_t dy_size, z_size, x_size, dz_size, contribution_size, sums_size;
   int64_t unwanted_size;  // rows of dx that nobody asked for (only their sums)
   int64_t local_size;
@@ -729,9 +729,10 @@ struct BackwardCall {
                    : select_finish<Dx::kAssigned>(a.x_normalization, a.gradient_sums);
     // Who asks for sums reads dx only when those of all images are known: if these are many, it is not in the cache
     // then. It is written vector by vector, and past the cache only whole lines are written well.
-    dx_streamed = L * 4 == 64 && a.gradient_sums && !added && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
-    const Dx dx = added ? Dx::kAdded : dx_streamed ? Dx::kStreamed : Dx::kAssigned;
+    const bool large = L * 4 == 64 && a.gradient_sums && is_streamed(a.dx, s.in_channels, a.images * s.in_size());
+    const Dx dx = added ? Dx::kAdded : large ? Dx::kStreamed : Dx::kAssigned;
     dx_at_once = a.dx ? select_dx_rows(s, a.x_normalization, dx, a.gradient_sums) : nullptr;
+    dx_streamed = dx_at_once && dx == Dx::kStreamed;
     x_ring = input_ring(s, tile_rows);
     dz_ring.rows = Ring::rows_for(min(s.out_h, tile_rows + (phase_of(s, 0, 0).taps - 1) * s.dilation));
     dz_ring.left = 0;
